@@ -1,0 +1,260 @@
+"""The frozen VAE: MONAI's MAISI autoencoder, its published and our own weights, encoding and decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiGroupNorm3D
+from monai.data.meta_obj import MetaObj
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from neuromf.config import Codec
+from neuromf.tables import file_sha256
+
+ARCHITECTURE = ("channels", "residual_blocks", "norm_groups", "latent_channels")
+PUBLISHED_PARAMETERS = 20_944_897  # of the defaults of `Codec`, in 130 tensors (facts.md §1)
+PUBLISHED_TENSORS = 130
+DOWNSAMPLING = 4  # voxels of a volume's side per latent voxel: two halvings
+DEMO_FOLDER = Path(__file__).parent / "demo"
+
+# Where a wrapped checkpoint keeps its state dict, in the order they are looked for.
+_WRAPPERS = ("unet_state_dict", "autoencoder_state_dict", "state_dict", "model_state_dict", "model", "autoencoder")
+# All that a published .pt may hold besides tensors and plain containers: its scale factor may be a MetaTensor.
+_ALLOWED_CLASSES = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys]
+_WHAT_TO_FETCH = (
+    "Fetch autoencoder_v2.pt (or autoencoder_v1.pt) of the repository NVIDIA NV-Generate-CTMR / MAISI on Hugging Face,"
+    " put it into the folder `weights_dir` (or NEUROMF_WEIGHTS) and set codec.weights to its name or path;"
+    " `codec.weights: demo` uses the small codec that ships with NeuroMF"
+)
+
+
+class CodecError(ValueError):
+    """Weights that cannot be used; the message names the file, what is wrong and the remedy."""
+
+
+def build(settings: Codec) -> AutoencoderKlMaisi:
+    """Return MONAI's MAISI autoencoder with random weights: 1 channel in and out, two halvings, no attention.
+
+    Its group norms are replaced by PyTorch's own: the same function and parameter names, without the published
+    class's loop over groups, which exists to save memory and doubles the time of a training step on a CPU.
+
+    Raises:
+        ValueError: channels that are no multiple of ``norm_groups`` or one list longer than the other.
+    """
+    network = AutoencoderKlMaisi(
+        spatial_dims=3,
+        in_channels=1,
+        out_channels=1,
+        num_res_blocks=settings.residual_blocks,
+        num_channels=settings.channels,
+        attention_levels=(False,) * len(settings.channels),
+        latent_channels=settings.latent_channels,
+        norm_num_groups=settings.norm_groups,
+        norm_eps=1e-6,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+        include_fc=False,
+        use_combined_linear=False,
+        use_flash_attention=False,
+        use_checkpointing=False,
+        use_convtranspose=False,
+        num_splits=1,  # the published settings split convolutions, store norms as fp16 and empty the CUDA cache
+        dim_split=1,  # after every operation to fit 512³ into memory; at our sizes they only cost time and digits
+        norm_float16=False,
+        print_info=False,
+        save_mem=False,
+    )
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, MaisiGroupNorm3D):
+                setattr(module, name, torch.nn.GroupNorm(child.num_groups, child.num_channels, eps=child.eps))
+    return network
+
+
+@dataclass(frozen=True)
+class FrozenCodec:
+    """A VAE with fixed weights between volumes in [0, 1] and latents four times smaller along each axis.
+
+    Samples pass one at a time, so that a result does not depend on what else is in the batch. Encoding is always of
+    the whole volume: the group norms' statistics are then those of training's whole volumes.
+    """
+
+    network: AutoencoderKlMaisi
+    settings: Codec
+    sha256: str  # of the weights file
+    device: torch.device
+
+    @torch.no_grad()
+    def encode(self, volumes: torch.Tensor) -> torch.Tensor:
+        """Return the posterior mean (B, C, D/4, H/4, W/4) of volumes (B, 1, D, H, W) in [0, 1]; never a random draw.
+
+        Raises:
+            ValueError: another shape, or a side that is no multiple of 4.
+        """
+        if volumes.ndim != 5 or volumes.shape[1] != 1 or any(n % DOWNSAMPLING for n in volumes.shape[2:]):
+            raise ValueError(f"volumes of shape {tuple(volumes.shape)}; expected (B, 1, D, H, W), sides multiples of 4")
+        means = [self.network.encode(one.float().to(self.device))[0] for one in volumes.split(1)]
+        return torch.cat(means).to(volumes.device)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return volumes (B, 1, 4D, 4H, 4W) of latents (B, C, D, H, W).
+
+        A volume with a side longer than ``settings.window_voxels`` is decoded by a sliding window with Gaussian weights.
+
+        Raises:
+            ValueError: another shape or number of channels.
+        """
+        if latents.ndim != 5 or latents.shape[1] != self.settings.latent_channels:
+            expected = f"(B, {self.settings.latent_channels}, D, H, W)"
+            raise ValueError(f"latents of shape {tuple(latents.shape)}; expected {expected}")
+        window = self.settings.window_voxels // DOWNSAMPLING
+        decode: Callable[[torch.Tensor], Any] = self.network.decode
+        if max(latents.shape[2:]) > window:
+            roi = [min(window, n) for n in latents.shape[2:]]
+            slide = SlidingWindowInferer(roi, sw_batch_size=1, overlap=0.25, mode="gaussian", sigma_scale=0.25)
+            decode = partial(slide, network=self.network.decode)
+        return torch.cat([decode(one.float().to(self.device)) for one in latents.split(1)]).to(latents.device)
+
+
+def load_codec(
+    settings: Codec,
+    *,
+    weights_dir: str | Path | None = None,
+    trained: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> FrozenCodec:
+    """Return the codec of ``settings.weights`` with gradients off.
+
+    Args:
+        settings: ``weights`` is a published .pt, one of our .safetensors or its folder, `demo` or `trained`; a relative
+            path is looked for in the working folder and then in ``weights_dir``. Where a codec.json lies beside the
+            weights its architecture wins over the defaults; one set to something else is refused.
+        weights_dir: folder of published weights; None: the environment's NEUROMF_WEIGHTS.
+        trained: folder that the rule train_codec wrote (for `trained`).
+        device: where the network runs.
+
+    Raises:
+        CodecError: no weights named or found, a hash, key, shape or count that differs, or an unreadable file.
+    """
+    path = weights_path(settings, weights_dir=weights_dir, trained=trained)
+    sha256 = file_sha256(path)
+    if settings.sha256 is not None and sha256 != settings.sha256:
+        raise CodecError(
+            f"{path}: sha256 is {sha256}, codec.sha256 asks for {settings.sha256}; fetch the file again or correct it"
+        )
+    about = path.with_name("codec.json")
+    if path.suffix == ".safetensors" and about.is_file():
+        settings = _adopt_architecture(settings, about, sha256)
+    network = build(settings)
+    load_weights(network, read_state(path), path)
+    device = torch.device(device)
+    return FrozenCodec(network.to(device).eval().requires_grad_(False), settings, sha256, device)
+
+
+def weights_path(settings: Codec, *, weights_dir: str | Path | None = None, trained: Path | None = None) -> Path:
+    """Return the file that ``settings.weights`` means.
+
+    Raises:
+        CodecError: no weights named, or the file does not exist; says what to fetch and where to put it.
+    """
+    if settings.weights is None:
+        raise CodecError(f"codec.weights is null, but codec {settings.name!r} needs weights. {_WHAT_TO_FETCH}")
+    if settings.weights == "trained" and trained is None:
+        raise CodecError("codec.weights is `trained`: run the rule train_codec and give the folder it wrote")
+    folder = weights_dir or os.environ.get("NEUROMF_WEIGHTS")
+    named = {"demo": DEMO_FOLDER, "trained": trained}.get(settings.weights) or Path(settings.weights).expanduser()
+    candidates = [named] if named.is_absolute() or folder is None else [named, Path(folder) / named]
+    for candidate in candidates:
+        file = candidate / "codec.safetensors" if candidate.is_dir() else candidate
+        if file.is_file():
+            return file
+    tried = " and ".join(str(candidate) for candidate in candidates)
+    raise CodecError(f"codec.weights {settings.weights!r}: no such file (looked at {tried}). {_WHAT_TO_FETCH}")
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Return the state dict in a .safetensors or .pt file: bare, wrapped ({epoch, unet_state_dict, …}) or from DDP.
+
+    Raises:
+        CodecError: an unreadable file, a .pt that holds other classes than the allow-list, or no state dict inside.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_ALLOWED_CLASSES):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        raise CodecError(
+            f"{path} cannot be read as weights: {str(error).splitlines()[0]}; fetch the file again"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise CodecError(f"{path} holds a {type(content).__name__}, expected a state dict")
+    state = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CodecError(f"{path}: no state dict found; top-level keys: {', '.join(map(str, list(content)[:8]))}")
+    # as_subclass: a state dict of MetaTensors would carry their metadata into every operation
+    return {key.removeprefix("module."): value.as_subclass(torch.Tensor) for key, value in state.items()}
+
+
+def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Copy a state dict into the network; every key and shape must agree.
+
+    Raises:
+        CodecError: names the first keys that are missing, unexpected or of another shape, and the counts.
+    """
+    expected = network.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(keys)} {what}, e.g. {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
+        raise CodecError(
+            f"{path} does not fit the codec's architecture ({count(state)}, expected {count(expected)}): {found}."
+            " Correct codec.channels, residual_blocks, norm_groups and latent_channels, or the file"
+        )
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise CodecError(f"{path} holds NaN or infinite weights; fetch the file again")
+    network.load_state_dict(dict(state))
+
+
+def count(state: Mapping[str, torch.Tensor]) -> str:
+    """Return "N parameters in M tensors"."""
+    return f"{sum(value.numel() for value in state.values()):,} parameters in {len(state)} tensors"
+
+
+def architecture(settings: Codec) -> dict[str, Any]:
+    """Return the settings that decide which weights fit, as codec.json keeps them."""
+    return {key: settings.model_dump(mode="json")[key] for key in ARCHITECTURE}
+
+
+def _adopt_architecture(settings: Codec, about: Path, sha256: str) -> Codec:
+    """Return the settings with the architecture of codec.json; settings that are neither its nor the default: refused."""
+    content = json.loads(about.read_text(encoding="utf-8"))
+    if content.get("sha256", sha256) != sha256:
+        raise CodecError(
+            f"{about} describes weights with sha256 {content['sha256']}, but the file beside it has {sha256}"
+        )
+    stored, asked, default = content["architecture"], architecture(settings), architecture(Codec())
+    for key in ARCHITECTURE:
+        if asked[key] != stored[key] and asked[key] != default[key]:
+            raise CodecError(f"codec.{key} is {asked[key]}, but {about} says {stored[key]}; remove the setting")
+    return Codec.model_validate(settings.model_dump() | stored)

@@ -1,0 +1,396 @@
+"""Typed configuration: the one place where a setting, its default, unit, bounds and source are written.
+
+The defaults are the published method (128³ at 1 mm, MAISI networks). Presets in ``config/presets`` are overlays on
+them, ``config/config.yaml`` is an overlay on a preset, and a run of ``runs`` is an overlay on that. The JSON schema
+and ``config/README.md`` are generated from this file (``neuromf.config_reference``) and a test holds them equal.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Split = Literal["train", "val", "test"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value and the remedy."""
+
+
+def setting(default: Any, description: str, *, unit: str = "", source: str = "", **bounds: Any) -> Any:
+    """Declare one setting: its default, what it does, its unit, where the default comes from and its bounds."""
+    return Field(default=default, description=description, json_schema_extra={"unit": unit, "source": source}, **bounds)
+
+
+def section(model: type[BaseModel], description: str) -> Any:
+    """Declare a nested group of settings."""
+    return Field(default_factory=model, description=description)
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# --- cohort ---------------------------------------------------------------------------------------------------------
+
+
+class Phantom(Section):
+    """Demo heads made from the ICBM152 template (``neuromf.cohort.phantom``)."""
+
+    seed: int = setting(0, "Seed of the whole phantom cohort; head i depends on (seed, participant) only", ge=0)
+    deformation_mm: float = setting(
+        4.0, "Standard deviation of the smooth random displacement", unit="mm", ge=0, le=15
+    )
+    noise_percent: tuple[float, float] = setting(
+        (1.0, 3.0), "Range of the Rician noise's σ, as a share of the white-matter intensity", unit="%"
+    )
+    bias_amplitude: tuple[float, float] = setting(
+        (0.1, 0.35), "Range of the multiplicative bias field's half-amplitude (log scale)"
+    )
+    voxel_mm: tuple[float, float] = setting((1.0, 1.5), "Range of the voxel edge lengths", unit="mm")
+
+
+# --- preprocessing --------------------------------------------------------------------------------------------------
+
+
+class SkullStrip(Section):
+    """Brain extraction."""
+
+    backend: Literal["template", "synthstrip", "mindgrab", "none"] = setting(
+        "template", "How the brain mask is found; rows with skull_stripped=true always use `none`"
+    )
+    template_spacing_mm: float = setting(
+        3.0, "Voxel size of the registration of the `template` backend", unit="mm", ge=1, le=6
+    )
+    border_mm: float = setting(0.0, "Grow (+) or shrink (−) the mask by this distance", unit="mm", ge=-10, le=10)
+
+
+class BiasField(Section):
+    """N4 bias-field correction."""
+
+    shrink_factor: int = setting(
+        4, "The field is fitted on an image shrunken by this factor", ge=1, le=16, source="Tustison et al. 2010"
+    )
+    iterations: tuple[int, ...] = setting(
+        (50, 50, 50, 50), "Most iterations at each fitting level", source="SimpleITK default"
+    )
+    convergence: float = setting(1e-3, "Stop a level when the field's relative change is below this", gt=0)
+    spline_distance_mm: float = setting(
+        200.0, "Distance between the control points of the first level", unit="mm", gt=0, source="ANTs default"
+    )
+
+
+class Conform(Section):
+    """Common grid and intensity range."""
+
+    shape: tuple[int, int, int] = setting((128, 128, 128), "Voxels of the output grid", unit="voxels")
+    spacing_mm: float = setting(1.0, "Isotropic voxel size", unit="mm", gt=0, le=8)
+    percentiles: tuple[float, float] = setting(
+        (0.0, 99.5), "Intensities mapped to 0 and 1", unit="%", source="MAISI / NV-Generate"
+    )
+    percentile_mask: Literal["brain", "volume"] = setting("brain", "Where the percentiles are taken")
+    clip: bool = setting(True, "Clip to [0, 1] after scaling (NV-Generate: false)")
+    max_cut_fraction: float = setting(
+        0.02, "Warn when more than this share of the brain falls outside the grid", ge=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Conform:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles {self.percentiles} must satisfy 0 <= low < high <= 100")
+        if any(n < 8 or n % 4 for n in self.shape):
+            raise ValueError(f"shape {self.shape}: every side must be at least 8 and a multiple of 4 (the VAE halves twice)")
+        return self
+
+
+class Preprocess(Section):
+    """Raw scan to network input."""
+
+    skull_strip: SkullStrip = section(SkullStrip, "Brain extraction")
+    bias_field: BiasField = section(BiasField, "N4 bias-field correction")
+    conform: Conform = section(Conform, "Common grid and intensity range")
+
+
+# --- codec ----------------------------------------------------------------------------------------------------------
+
+
+class Codec(Section):
+    """The frozen VAE (MONAI's ``AutoencoderKlMaisi``)."""
+
+    name: Name = setting("maisi", "Name of the folder its latents lie in")
+    weights: str | None = setting(
+        None, "Path of published .pt or of our .safetensors; `demo` for the shipped codec; `trained` for the rule's own"
+    )
+    sha256: str | None = setting(None, "Expected hash of the weights file", pattern=r"^[0-9a-f]{64}$")
+    channels: tuple[int, ...] = setting((64, 128, 256), "Channels per level", source="MAISI")
+    residual_blocks: tuple[int, ...] = setting((2, 2, 2), "Residual blocks per level", source="MAISI")
+    norm_groups: int = setting(32, "Groups of the group normalisation", ge=1, source="MAISI")
+    latent_channels: int = setting(4, "Channels of the latent", ge=1, le=64, source="MAISI")
+    window_voxels: int = setting(
+        128, "Volumes with a longer side are decoded by sliding window of this side", unit="voxels", ge=32
+    )
+
+
+class CodecTraining(Section):
+    """Training one's own VAE."""
+
+    updates: int = setting(20_000, "Optimiser updates", ge=1)
+    batch_size: int = setting(2, "Crops per update", ge=1)
+    crop: tuple[int, int, int] = setting((64, 64, 64), "Random crop", unit="voxels", source="MAISI")
+    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW (one-cycle)", gt=0, source="MAISI")
+    kl_weight: float = setting(1e-7, "Weight of the KL term at the start", ge=0, source="MAISI")
+    kl_target: tuple[float, float] = setting(
+        (0.9, 1.1), "The KL weight is adapted until the latents' standard deviation is inside", source="MAISI"
+    )
+    perceptual_weight: float = setting(0.0, "Weight of the LPIPS term (needs the backbone's weights)", ge=0)
+    adversarial_weight: float = setting(0.0, "Weight of the patch discriminator's term", ge=0)
+    whole_volume_share: float = setting(
+        0.0, "Share of the run, at its end, that sees whole volumes: the group norms then see what encoding sees", ge=0, le=1
+    )
+    flip_probability: float = setting(0.5, "Left-right flip of a crop", ge=0, le=1)
+    gradient_clip: float = setting(1.0, "Largest gradient norm", gt=0)
+    ema_half_life: float = setting(
+        0.01, "Half-life of the exponential moving average of the weights, as a share of the run", gt=0, le=1
+    )
+    precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass")
+    validate_every: int = setting(1000, "Updates between validations", ge=1)
+    checkpoint_every: int = setting(200, "Updates between checkpoints", ge=1)
+    log_every: int = setting(20, "Updates between logged rows", ge=1)
+    seed: int = setting(0, "Seed of weights, crops and posterior noise", ge=0)
+
+
+# --- flow and network -----------------------------------------------------------------------------------------------
+
+
+class Times(Section):
+    """Distribution of (r, t)."""
+
+    distribution: Literal["logit_normal", "uniform"] = setting(
+        "logit_normal", "Distribution of t before clipping", source="pMF"
+    )
+    mean: float = setting(0.8, "Mean of logit(t)", source="pMF")
+    std: float = setting(0.8, "Standard deviation of logit(t)", gt=0, source="pMF")
+    t_min: float = setting(0.05, "Times are clipped to [t_min, 1]; also the floor of the x-prediction's divisor", gt=0, lt=1)
+    r_equals_t: float = setting(0.5, "Share of rows with r = t (exact in every batch)", ge=0, le=1, source="iMF")
+    r_given_t: Literal["uniform", "pair"] = setting(
+        "uniform", "r uniform in (0, t), or the smaller of two draws of the distribution"
+    )
+
+
+class Flow(Section):
+    """Objective (docs/design.md §4)."""
+
+    variant: Literal["imf", "meanflow", "rectified_flow"] = setting(
+        "imf", "Combined improved MeanFlow, original MeanFlow, or rectified flow"
+    )
+    prediction: Literal["x", "u"] = setting("x", "What the network outputs", source="pMF")
+    times: Times = section(Times, "Distribution of (r, t)")
+    p: float | tuple[float, ...] = setting(2.0, "Exponent of the L_p loss, one or per channel")
+    channel_weights: tuple[float, ...] | None = setting(None, "λ_c per channel; null: all one")
+    adaptive: bool = setting(True, "Weight each sample by 1/(L_p + c)^q", source="MeanFlow")
+    norm_p: float = setting(1.0, "q of the adaptive weight", ge=0, le=2, source="MeanFlow")
+    norm_eps: float = setting(0.01, "c of the adaptive weight", gt=0, source="iMF")
+    mf_weight: float = setting(1.0, "λ_MF: weight of the MeanFlow term beside the flow-matching term", ge=0)
+    tangent: Literal["model", "conditional"] = setting(
+        "model", "Tangent of the JVP: the network's own velocity or ε − z0", source="iMF"
+    )
+    jvp: Literal["exact", "finite_difference"] = setting("exact", "How du/dt is computed")
+
+
+class Network(Section):
+    """MONAI's MAISI UNet with two time inputs."""
+
+    channels: tuple[int, ...] = setting((64, 128, 256, 512), "Channels per level", source="NV-Generate")
+    attention: tuple[bool, ...] = setting((False, False, True, True), "Self-attention per level", source="NV-Generate")
+    head_channels: tuple[int, ...] = setting((0, 0, 32, 32), "Channels per attention head", source="NV-Generate")
+    residual_blocks: int = setting(2, "Residual blocks per level", ge=1, source="NV-Generate")
+    norm_groups: int = setting(32, "Groups of the group normalisation", ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Network:
+        if not len(self.channels) == len(self.attention) == len(self.head_channels):
+            raise ValueError("channels, attention and head_channels must have one entry per level")
+        return self
+
+
+class Train(Section):
+    """Training of the flow."""
+
+    updates: int = setting(100_000, "Optimiser updates", ge=1)
+    batch_size: int = setting(16, "Latents per update", ge=1)
+    learning_rate: float = setting(1e-4, "Peak learning rate of AdamW", gt=0)
+    schedule: Literal["cosine", "constant"] = setting("cosine", "Learning rate after the warm-up")
+    warmup_updates: int = setting(1000, "Linear warm-up", ge=0)
+    weight_decay: float = setting(0.0, "Weight decay, norms and biases excepted", ge=0)
+    gradient_clip: float = setting(1.0, "Largest gradient norm", gt=0)
+    ema_half_life: float = setting(
+        0.05, "Half-life of the exponential moving average of the weights, as a share of the run", gt=0, le=1
+    )
+    flip_probability: float = setting(0.5, "Left-right flip of a latent", ge=0, le=1)
+    precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
+    warm_start: str | None = setting(
+        None, "Model folder to start from; `demo` for the shipped one; null: random weights"
+    )
+    validate_every: int = setting(1000, "Updates between validations", ge=1)
+    checkpoint_every: int = setting(500, "Updates between checkpoints", ge=1)
+    log_every: int = setting(20, "Updates between logged rows", ge=1)
+    seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
+
+
+# --- sampling, evaluation, report -----------------------------------------------------------------------------------
+
+
+class Sample(Section):
+    """Generation of the volumes that are evaluated."""
+
+    n: int = setting(100, "Volumes per run, seed and NFE", ge=1)
+    seed: int = setting(0, "Noise of sample i depends on (seed, i) only", ge=0)
+    nfe: tuple[int, ...] = setting((1, 2, 5, 10, 25, 50), "Numbers of network evaluations")
+    batch_size: int = setting(8, "Latents per forward pass; changes no sample", ge=1)
+
+
+class Evaluate(Section):
+    """Evaluation."""
+
+    bootstrap: int = setting(1000, "Bootstrap resamples of scans behind each interval", ge=100)
+    confidence: float = setting(0.95, "Confidence of the intervals", gt=0.5, lt=1)
+    seed: int = setting(0, "Seed of the resamples", ge=0)
+
+
+class Config(Section):
+    """The whole configuration of one workflow."""
+
+    preset: str | None = setting(None, "Overlay of config/presets to start from")
+    release: Name = setting("demo", "Release that is trained, sampled and evaluated (config/releases/<release>.tsv)")
+    shard_size: int = setting(64, "Scans per preprocessing job; fixed for the life of a cohort", unit="scans", ge=1)
+    max_failed_fraction: float = setting(0.1, "A cohort with a larger share of failed scans stops the run", ge=0, le=1)
+    weights_dir: str | None = setting(None, "Folder of published weights; null: environment NEUROMF_WEIGHTS")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where networks run; changes no re-run")
+    phantom: Phantom = section(Phantom, "Demo heads")
+    preprocess: Preprocess = section(Preprocess, "Raw scan to network input")
+    codec: Codec = section(Codec, "The frozen VAE")
+    codec_training: CodecTraining = section(CodecTraining, "Training one's own VAE")
+    flow: Flow = section(Flow, "Objective")
+    network: Network = section(Network, "MAISI UNet")
+    train: Train = section(Train, "Training of the flow")
+    sample: Sample = section(Sample, "Generation")
+    evaluate: Evaluate = section(Evaluate, "Evaluation")
+    runs: dict[Name, dict[str, Any]] = setting({"meanflow": {}}, "Each run's overrides of the settings above")
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if not self.runs:
+            raise ValueError("runs must name at least one run, e.g. runs: {meanflow: {}}")
+        return self
+
+    def for_run(self, run: str) -> Config:
+        """Return the configuration of one run: this one with the run's overrides.
+
+        Raises:
+            ConfigError: the run is not in ``runs`` or overrides an unknown key.
+        """
+        if run not in self.runs:
+            raise ConfigError(f"run {run!r} is not in the configuration's runs{_nearest(run, self.runs)}")
+        return validate(overlay(self.model_dump(mode="json"), self.runs[run]))
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``changes`` laid over it; nested mappings merge, everything else is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merges = isinstance(old, Mapping) and isinstance(value, Mapping) and key != "runs"
+        merged[key] = overlay(old, value) if merges else value
+    return merged
+
+
+def validate(settings: Mapping[str, Any]) -> Config:
+    """Return the typed configuration.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a wrong type or a value out of bounds.
+    """
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+    for run in config.runs:
+        if run_overrides := config.runs[run]:
+            _check_run(config, run, run_overrides)
+    return config
+
+
+def load(settings: Mapping[str, Any], presets: Path) -> Config:
+    """Return the configuration of ``settings`` laid over its preset in the folder ``presets``.
+
+    Raises:
+        ConfigError: as `validate`, or a preset that does not exist.
+    """
+    preset = settings.get("preset")
+    base: Mapping[str, Any] = {}
+    if preset is not None:
+        path = presets / f"{preset}.yaml"
+        if not path.is_file():
+            known = sorted(p.stem for p in presets.glob("*.yaml"))
+            raise ConfigError(f"preset: no preset {preset!r} in {presets}{_nearest(str(preset), known)}; known: {known}")
+        base = read_yaml(path)
+    return validate(overlay(base, settings))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is no YAML or its top level is no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected settings as `key: value`, found {type(content).__name__}")
+    return content
+
+
+def _check_run(config: Config, run: str, overrides: Mapping[str, Any]) -> None:
+    settings = overlay(config.model_dump(mode="json"), overrides) | {"runs": {run: {}}}
+    try:
+        Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"runs.{run}.{_explain(e)}" for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    """Turn one pydantic error into `key = value: what is wrong, and the nearest valid key`."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(location[:-1])
+        return f"{key}: unknown key{_nearest(location[-1], fields)}"
+    return f"{key} = {error['input']!r}: {error['msg']}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,78 @@
+"""Intervals of every figure: bootstrap over scans (never slices) and Wilson's interval for shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from neuromf.config import Evaluate
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, its interval and the number of scans behind it; None where too few scans allow none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def resample_counts(n: int, settings: Evaluate, stream: int = 0) -> Array:
+    """Return how often each of ``n`` scans is drawn in each bootstrap resample, (resamples, n); rows sum to n.
+
+    ``stream`` separates independent groups that are resampled for the same figure.
+    """
+    generator = np.random.default_rng([settings.seed, stream])
+    return generator.multinomial(n, np.full(n, 1 / n), size=settings.bootstrap).astype(np.float64)
+
+
+def percentile_interval(
+    value: float, draws: Array, n: int, settings: Evaluate, *, distance: bool = False
+) -> Estimate:
+    """Return ``value`` with the bootstrap percentile interval of ``draws``.
+
+    ``distance`` is for figures that cannot be negative and are biased upwards by few distinct scans, such as a Fréchet
+    distance: resampling adds that bias a second time, so the draws are shifted to have ``value`` as their mean, and the
+    interval is cut at zero.
+    """
+    draws = draws[np.isfinite(draws)]
+    if draws.size == 0:
+        return Estimate(value, None, None, n)
+    tail = 100 * (1 - settings.confidence) / 2
+    low, high = (float(q) for q in np.percentile(draws, [tail, 100 - tail]))
+    if distance:
+        shift = value - float(draws.mean())
+        low, high = max(0.0, low + shift), max(0.0, high + shift)
+    return Estimate(value, low, high, n)
+
+
+def mean_estimate(values: ArrayLike, settings: Evaluate) -> Estimate:
+    """Return the mean over scans with its bootstrap interval; one scan has no interval, no scan no value."""
+    data = np.asarray(values, dtype=np.float64)
+    n = len(data)
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    value = float(data.mean())
+    if n == 1:
+        return Estimate(value, None, None, 1)
+    return percentile_interval(value, resample_counts(n, settings) @ data / n, n, settings)
+
+
+def share_estimate(flags: ArrayLike, settings: Evaluate) -> Estimate:
+    """Return the share of true flags with Wilson's score interval, which stays honest at 0 and 1 (Wilson 1927)."""
+    data = np.asarray(flags, dtype=bool)
+    n = len(data)
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    share = float(data.mean())
+    z = NormalDist().inv_cdf((1 + settings.confidence) / 2)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)

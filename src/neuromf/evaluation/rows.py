@@ -1,0 +1,93 @@
+"""The tidy tables of the evaluation: one row per figure (metrics) and one row per volume (scans), in mergeable parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from neuromf.evaluation.inference import Estimate
+from neuromf.tables import atomic_path, write_json, write_text
+
+METRIC_COLUMNS = (
+    "release", "run", "seed", "nfe", "metric", "region", "extractor", "value", "ci_low", "ci_high", "n"
+)  # fmt: skip
+SCAN_COLUMNS = (
+    "release", "run", "seed", "nfe", "split", "scan",
+    "brain_ml", "csf_ml", "grey_ml", "white_ml", "deep_csf_ml",
+    "nearest_scan", "nearest_correlation", "nearest_mirrored", "nearest_scan_codec", "nearest_distance_codec",
+)  # fmt: skip
+REFERENCE_RUNS = ("real", "reconstruction", "linear_reconstruction", "noise")
+NO_EXTRACTOR = "none"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The figures of one run at one seed and NFE (both None for the real scans): what one job adds to the tables."""
+
+    release: str
+    run: str
+    seed: int | None = None
+    nfe: int | None = None
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    scans: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, metric: str, region: str, estimate: Estimate, extractor: str = NO_EXTRACTOR) -> None:
+        """Add one figure; ``region`` is the tissue or where in the volume it was taken."""
+        value, low, high = estimate.value, estimate.low, estimate.high
+        row = {"metric": metric, "region": region, "extractor": extractor, "value": value, "ci_low": low, "ci_high": high}
+        self.metrics.append(self._key() | row | {"n": estimate.n})
+
+    def add_scan(self, scan: str, split: str, figures: dict[str, Any]) -> None:
+        """Add one volume; ``figures`` are the further columns of the table of scans."""
+        self.scans.append(self._key() | {"split": split, "scan": scan} | figures)
+
+    def _key(self) -> dict[str, Any]:
+        return {"release": self.release, "run": self.run, "seed": self.seed, "nfe": self.nfe}
+
+
+def write_parts(path: Path, parts: Sequence[Part], provenance: dict[str, Any]) -> None:
+    """Write the parts that one job made as one JSON file."""
+    write_json(path, {"provenance": provenance, "parts": [asdict(part) for part in parts]})
+
+
+def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
+    """Merge the jobs' JSON files to ``metrics`` (parquet, and the same rows as .json beside it) and ``scans`` (parquet).
+
+    Raises:
+        ValueError: no parts, or two parts hold the same run, seed and NFE.
+    """
+    metric_rows: list[dict[str, Any]] = []
+    scan_rows: list[dict[str, Any]] = []
+    provenance = []
+    seen: dict[tuple[Any, ...], Path] = {}
+    for path in parts:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        provenance.append({"part": path.name} | content["provenance"])
+        for part in content["parts"]:
+            key = (part["release"], part["run"], part["seed"], part["nfe"])
+            if key in seen:
+                raise ValueError(f"{path} and {seen[key]} both hold run {key[1]}, seed {key[2]}, nfe {key[3]}; give one")
+            seen[key] = path
+            metric_rows += part["metrics"]
+            scan_rows += part["scans"]
+    if not metric_rows:
+        raise ValueError("nothing to merge: no part holds a figure")
+    _write_parquet(metrics, metric_rows, METRIC_COLUMNS)
+    _write_parquet(scans, scan_rows, SCAN_COLUMNS)
+    ordered = [{column: row[column] for column in METRIC_COLUMNS} for row in metric_rows]
+    content = {"provenance": provenance, "rows": ordered}
+    write_text(metrics.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    table = pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64", "nfe": "Int64"})
+    numbers = [c for c in columns if c in ("value", "ci_low", "ci_high") or c.endswith(("_ml", "_correlation", "_codec"))]
+    numbers = [c for c in numbers if c != "nearest_scan_codec"]
+    table = table.astype(dict.fromkeys(numbers, "float64"))
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)

@@ -1,0 +1,332 @@
+"""Tables that pass between the parts: participants, releases and shard manifests, with typed rows and atomic writes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9]+")
+NOT_AVAILABLE = "n/a"
+COHORT_COLUMNS = ("participant_id", "session_id", "image", "modality", "mask", "skull_stripped")
+RELEASE_COLUMNS = ("participant_id", "session_id", "modality", "cohort", "split")
+MANIFEST_COLUMNS = ("scan_id", "status", "reason", "file", "bytes", "sha256", "key")
+SPLITS = ("train", "val", "test")
+
+
+class TableError(ValueError):
+    """A table that cannot be used; the message names the file, the row and the remedy."""
+
+
+def scan_id(participant_id: str, session_id: str | None, modality: str) -> str:
+    """Return the BIDS-like identifier of one scan, ``sub-<id>[_ses-<s>]_<modality>``."""
+    session = f"_ses-{session_id}" if session_id else ""
+    return f"sub-{participant_id}{session}_{modality}"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One row of a cohort table. ``image`` and ``mask`` are relative to the cohort's root."""
+
+    participant_id: str
+    session_id: str | None
+    image: str
+    modality: str
+    mask: str | None = None
+    skull_stripped: bool = False
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scan_id(self) -> str:
+        return scan_id(self.participant_id, self.session_id, self.modality)
+
+    def volume_name(self, description: str) -> str:
+        """Return ``sub-<id>[_ses-<s>]_desc-<description>_<modality>.nii.gz``."""
+        stem, modality = self.scan_id.rsplit("_", 1)
+        return f"{stem}_desc-{description}_{modality}.nii.gz"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A cohort table and the folder its images lie in."""
+
+    name: str
+    root: Path
+    scans: tuple[Scan, ...]
+    source: str = "folder"  # bids | folder | phantom
+
+    def shard(self, index: int, shard_size: int) -> tuple[Scan, ...]:
+        """Return the scans of one shard: every ``shard_size`` consecutive rows."""
+        return self.scans[index * shard_size : (index + 1) * shard_size]
+
+    def shard_count(self, shard_size: int) -> int:
+        return -(-len(self.scans) // shard_size)
+
+
+@dataclass(frozen=True)
+class ReleaseRow:
+    """One scan of a frozen release."""
+
+    participant_id: str
+    session_id: str | None
+    modality: str
+    cohort: str
+    split: str
+
+    @property
+    def scan_id(self) -> str:
+        return scan_id(self.participant_id, self.session_id, self.modality)
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """What a stage made of one scan. ``file`` is relative to the manifest's folder; ``figures`` are the stage's own."""
+
+    scan_id: str
+    status: str  # ok | failed
+    reason: str = ""
+    file: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    key: str = ""  # hash of input, settings and code: what decides whether the work is done again
+    figures: dict[str, float | str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` (same suffixes) that replaces it when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
+    os.close(handle)
+    temporary = Path(name)
+    temporary.chmod(0o644)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused, since JSON has none."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_hash(content: Any) -> str:
+    """Return a hash of JSON-able content that does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# --- cohorts --------------------------------------------------------------------------------------------------------
+
+
+def read_cohort(table: Path) -> Cohort:
+    """Read a cohort table ``<name>.tsv`` and its sidecar ``<name>.json`` ({"root": folder, "source": …}).
+
+    Raises:
+        TableError: a missing file or column, a malformed or duplicate ID, a path that leaves the cohort's root;
+            the message gives the row's number (the header is row 1).
+    """
+    sidecar = table.with_suffix(".json")
+    if not sidecar.is_file():
+        raise TableError(f"{sidecar} is missing: it names the folder the cohort's images lie in, {{\"root\": \"/data\"}}")
+    about = json.loads(sidecar.read_text(encoding="utf-8"))
+    rows = read_tsv(table, COHORT_COLUMNS)
+    scans: list[Scan] = []
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=2):
+        scan = _scan(table, number, row)
+        if scan.scan_id in seen:
+            raise TableError(f"{table}, row {number}: {scan.scan_id} is already in row {seen[scan.scan_id]}; remove one")
+        seen[scan.scan_id] = number
+        scans.append(scan)
+    return Cohort(table.stem, Path(about["root"]), tuple(scans), about.get("source", "folder"))
+
+
+def write_cohort(table: Path, cohort: Cohort) -> None:
+    """Write a cohort's table and sidecar."""
+    extra = list(dict.fromkeys(key for scan in cohort.scans for key in scan.extra))
+    rows = [
+        [s.participant_id, s.session_id, s.image, s.modality, s.mask, str(s.skull_stripped).lower()]
+        + [s.extra.get(key) for key in extra]
+        for s in cohort.scans
+    ]
+    write_tsv(table, [*COHORT_COLUMNS, *extra], rows)
+    write_json(table.with_suffix(".json"), {"root": str(cohort.root), "source": cohort.source})
+
+
+def check_append_only(table: Path, scans: Sequence[Scan], used: Path) -> None:
+    """Refuse a cohort table in which a row that was used before was removed or moved.
+
+    ``used`` lists the scan IDs of the last use in order (`record_use` writes it).
+
+    Raises:
+        TableError: with the number of the first row that differs.
+    """
+    if not used.is_file():
+        return
+    for number, old in enumerate(used.read_text(encoding="utf-8").split(), start=2):
+        now = scans[number - 2].scan_id if number - 2 < len(scans) else "nothing"
+        if now != old:
+            raise TableError(
+                f"{table}, row {number}: was {old} when the table was last used, is {now} now. Cohort tables only grow at"
+                f" the end: restore the row (to leave a scan out of a model, leave it out of the release)"
+            )
+
+
+def record_use(scans: Sequence[Scan], used: Path) -> None:
+    """Record the order of a cohort's rows for `check_append_only`."""
+    write_text(used, "".join(f"{scan.scan_id}\n" for scan in scans))
+
+
+def _scan(table: Path, number: int, row: dict[str, str | None]) -> Scan:
+    where = f"{table}, row {number}"
+    participant, session, modality = row["participant_id"], row["session_id"], row["modality"]
+    for column, value in (("participant_id", participant), ("session_id", session), ("modality", modality)):
+        if value is None and column != "session_id":
+            raise TableError(f"{where}: {column} is empty")
+        if value is not None and not ID_PATTERN.fullmatch(value):
+            raise TableError(f"{where}: {column} {value!r} must consist of letters and digits only")
+    for column in ("image", "mask"):
+        value = row[column]
+        if value is not None and ".." in PurePosixPath(value).parts:
+            raise TableError(f"{where}: {column} {value!r} leaves the cohort's root; put the file under it")
+    if row["image"] is None:
+        raise TableError(f"{where}: image is empty")
+    stripped = (row["skull_stripped"] or "false").lower()
+    if stripped not in ("true", "false"):
+        raise TableError(f"{where}: skull_stripped is {stripped!r}; write true or false")
+    extra = {key: value for key, value in row.items() if key not in COHORT_COLUMNS and value is not None}
+    assert participant is not None and modality is not None
+    return Scan(participant, session, row["image"], modality, row["mask"], stripped == "true", extra)
+
+
+# --- releases -------------------------------------------------------------------------------------------------------
+
+
+def read_release(table: Path) -> tuple[ReleaseRow, ...]:
+    """Read a release table.
+
+    Raises:
+        TableError: missing file or column, unknown split, duplicate scan; with the row's number.
+    """
+    releases: list[ReleaseRow] = []
+    seen: set[tuple[str, str]] = set()
+    for number, row in enumerate(read_tsv(table, RELEASE_COLUMNS), start=2):
+        if row["split"] not in SPLITS:
+            raise TableError(f"{table}, row {number}: split is {row['split']!r}; use one of {', '.join(SPLITS)}")
+        if any(row[c] is None for c in ("participant_id", "modality", "cohort")):
+            raise TableError(f"{table}, row {number}: participant_id, modality and cohort must not be empty")
+        entry = ReleaseRow(**{c: row[c] for c in RELEASE_COLUMNS})  # type: ignore[arg-type]
+        if (entry.cohort, entry.scan_id) in seen:
+            raise TableError(f"{table}, row {number}: {entry.scan_id} of cohort {entry.cohort} is listed twice")
+        seen.add((entry.cohort, entry.scan_id))
+        releases.append(entry)
+    return tuple(releases)
+
+
+def write_release(table: Path, rows: Iterable[ReleaseRow]) -> None:
+    """Write a release table."""
+    write_tsv(table, RELEASE_COLUMNS, [[getattr(row, c) for c in RELEASE_COLUMNS] for row in rows])
+
+
+# --- manifests ------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
+    """Read a shard manifest.
+
+    Raises:
+        TableError: missing file or column.
+    """
+    rows = []
+    for raw in read_tsv(path, MANIFEST_COLUMNS):
+        figures = {k: _figure(v) for k, v in raw.items() if k not in MANIFEST_COLUMNS and v is not None}
+        known = {c: raw[c] or "" for c in MANIFEST_COLUMNS}
+        rows.append(ManifestRow(**(known | {"bytes": int(known["bytes"] or 0)}), figures=figures))  # type: ignore[arg-type]
+    return tuple(rows)
+
+
+def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
+    """Write a shard manifest atomically; the stages' own figures become further columns."""
+    extra = list(dict.fromkeys(key for row in rows for key in row.figures))
+    table = [
+        [asdict(row)[c] for c in MANIFEST_COLUMNS] + [row.figures.get(key) for key in extra] for row in rows
+    ]
+    write_tsv(path, [*MANIFEST_COLUMNS, *extra], table)
+
+
+def _figure(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+# --- TSV ------------------------------------------------------------------------------------------------------------
+
+
+def read_tsv(path: Path, required: Sequence[str]) -> list[dict[str, str | None]]:
+    """Read a TSV file; empty cells and ``n/a`` are None.
+
+    Raises:
+        TableError: the file is missing, is not UTF-8, lacks a required column or has a row of another length.
+    """
+    if not path.is_file():
+        raise TableError(f"{path} does not exist")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    reader = csv.reader(lines, delimiter="\t")
+    header = next(reader, [])
+    if missing := [column for column in required if column not in header]:
+        raise TableError(f"{path}: missing column {', '.join(missing)}; found: {', '.join(header) or 'an empty file'}")
+    rows = []
+    for number, cells in enumerate(reader, start=2):
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            raise TableError(f"{path}, row {number}: {len(cells)} cells where the header has {len(header)}")
+        rows.append({k: None if v in ("", NOT_AVAILABLE) else v for k, v in zip(header, cells, strict=True)})
+    return rows
+
+
+def write_tsv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a TSV file atomically; None becomes ``n/a``, tabs and newlines inside a cell become spaces."""
+    lines = ["\t".join(header)]
+    lines += ["\t".join(_cell(value) for value in row) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return NOT_AVAILABLE
+    return re.sub(r"[\t\r\n]+", " ", str(value))

@@ -1,0 +1,211 @@
+"""What a training leaves on disk: the model that generation needs, and the progress that a killed run resumes from.
+
+Both are safetensors and JSON; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from neuromf.config import Config, validate
+from neuromf.flow import AverageVelocity, MeanFlowUNet
+from neuromf.tables import atomic_path, file_sha256, write_json
+
+DEMO = Path(__file__).parent / "demo"  # the shipped models: demo/meanflow and demo/rectified_flow
+WEIGHTS, ABOUT = "model.safetensors", "model.json"
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be used; the message names the file, what is wrong and the remedy."""
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained flow, ready to be sampled.
+
+    Attributes:
+        name: the folder's name.
+        velocity: average velocity u(z, r, t) on normalised latents; for rectified flow v(z, t), whatever r.
+        network: the network behind it, in evaluation mode.
+        config: the run's resolved configuration.
+        statistics: of the latents it was trained on; ``mean`` and ``std`` have one number per channel.
+        codec: name and sha256 of the codec whose latents it makes.
+        release: name and sha256 of the release it was trained on.
+        training: figures of the training.
+        sha256: of the weights file.
+    """
+
+    name: str
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor]
+    network: MeanFlowUNet
+    config: Config
+    statistics: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    release: Mapping[str, Any]
+    training: Mapping[str, Any]
+    sha256: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.frequencies.device
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, D, H, W) of one latent: the volume's shape over the codec's factor of 4."""
+        return (self.config.codec.latent_channels, *(side // 4 for side in self.config.preprocess.conform.shape))
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Return (z − mean_c) / std_c of latents (B, C, D, H, W)."""
+        mean, std = channel_scale(self.statistics, latents)
+        return (latents - mean) / std
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Return z · std_c + mean_c of normalised latents (B, C, D, H, W): what the codec decodes."""
+        mean, std = channel_scale(self.statistics, latents)
+        return latents * std + mean
+
+
+def channel_scale(statistics: Mapping[str, Any], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the channels' mean and standard deviation as (C, 1, 1, 1), on the device and in the type of ``like``."""
+    mean, std = (torch.tensor(statistics[key]).to(like).reshape(-1, 1, 1, 1) for key in ("mean", "std"))
+    return mean, std
+
+
+def model_folder(name: str | Path, variant: str = "imf") -> Path:
+    """Return the folder of a model: a path, or for ``demo`` the shipped model of the variant."""
+    if str(name) == "demo":
+        return DEMO / ("rectified_flow" if variant == "rectified_flow" else "meanflow")
+    return Path(name)
+
+
+def export_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``model.json``, the second last: a folder with both is whole."""
+    _save(folder / WEIGHTS, weights, {})
+    write_json(folder / ABOUT, about)
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of a model folder and the content of its ``model.json``.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    for name in (WEIGHTS, ABOUT):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} does not exist; a model folder holds {WEIGHTS} and {ABOUT}")
+    try:
+        return load_file(folder / WEIGHTS), json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder}: a damaged file ({error}); copy or train the model again") from None
+
+
+def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Load weights into a network.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown or of another shape; the first is named.
+    """
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        name = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
+        raise CheckpointError(
+            f"{where} fits another network: {name} has shape {found.get(name, 'none')} there and"
+            f" {expected.get(name, 'none')} here; use the `network` and `codec.latent_channels` settings of its {ABOUT}"
+        )
+    network.load_state_dict(dict(weights))
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Return the model in a folder, or the shipped one for ``demo``.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or does not fit the network that its ``model.json`` describes.
+        ConfigError: the configuration in ``model.json`` is not valid.
+    """
+    path = model_folder(folder)
+    weights, about = read_weights(path)
+    if absent := [key for key in ("config", "statistics", "codec", "release") if key not in about]:
+        raise CheckpointError(f"{path / ABOUT}: no {', '.join(absent)}; it was not written by NeuroMF")
+    config = validate(about["config"])
+    network = MeanFlowUNet(config.network, config.codec.latent_channels)
+    load_weights(network, weights, path / WEIGHTS)
+    network.to(device).eval().requires_grad_(False)
+    velocity = AverageVelocity(network, config.flow.prediction, config.flow.times.t_min)
+    return TrainedModel(
+        name=path.resolve().name if str(folder) != "demo" else "demo",
+        velocity=(lambda z, r, t: velocity(z, t, t)) if config.flow.variant == "rectified_flow" else velocity,
+        network=network,
+        config=config,
+        statistics=about["statistics"],
+        codec=about["codec"],
+        release=about["release"],
+        training=about.get("training", {}),
+        sha256=file_sha256(path / WEIGHTS),
+    )
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state after ``update`` updates. Random numbers and data order follow from (seed, update), so none are kept."""
+
+    update: int
+    seconds: float  # of training so far, over all resumed parts
+    tensors: dict[str, Tensor]  # network.*, average.*, optimizer.<parameter>.<moment>
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose name begins with ``prefix``, without it."""
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def save_progress(folder: Path, key: str, progress: Progress) -> None:
+    """Write a checkpoint atomically and remove the older ones; ``key`` tells trainings apart."""
+    path = folder / f"update-{progress.update:08d}.safetensors"
+    about = {"key": key, "update": str(progress.update), "seconds": repr(progress.seconds)}
+    _save(path, progress.tensors, about)
+    for other in folder.glob("update-*.safetensors"):
+        if other != path:
+            other.unlink()
+
+
+def load_progress(folder: Path, key: str) -> Progress | None:
+    """Return the last whole checkpoint of this training; None when there is none."""
+    for leftover in folder.glob(".tmp-*"):
+        leftover.unlink()  # of a run that was killed while it wrote
+    for path in sorted(folder.glob("update-*.safetensors"), reverse=True):
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("key") != key:
+                    log.warning("%s is of other settings, data or code: training starts anew", path)
+                    path.unlink()
+                    continue
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+        except (SafetensorError, OSError) as error:
+            log.warning("%s is damaged (%s) and left out", path, error)
+            path.unlink()
+            continue
+        return Progress(int(about["update"]), float(about["seconds"]), tensors)
+    return None
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)

@@ -1,0 +1,128 @@
+"""The flow as a Lightning module: one update of the network, everything random in it a function of (seed, update)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from neuromf.config import Config, Flow, Times
+from neuromf.flow import MeanFlowObjective, MeanFlowUNet, ObjectiveOutput, TimeSampler
+
+BETAS = (0.9, 0.95)  # of AdamW, Geng et al. 2025
+LEFT_RIGHT = 2  # axis of a batch (B, C, D, H, W) in RAS
+
+
+def build_objective(flow: Flow) -> MeanFlowObjective:
+    """Return the objective that the settings describe."""
+    settings = flow.model_dump(exclude={"times"})
+    return MeanFlowObjective(t_min=flow.times.t_min, **settings)
+
+
+def build_time_sampler(times: Times) -> TimeSampler:
+    """Return the sampler of (r, t) that the settings describe."""
+    return TimeSampler(**times.model_dump())
+
+
+def generator_for(device: torch.device, *what: object) -> torch.Generator:
+    """Return a generator whose seed depends on ``what`` only, e.g. (seed, "train", update)."""
+    digest = hashlib.sha256(repr(what).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class FlowModule(lightning.LightningModule):
+    """Network, objective and optimiser of one run.
+
+    Args:
+        config: the run's configuration.
+        seed: of weights, noise, times, flips and data order.
+
+    Attributes:
+        update: updates done.
+        output: what the objective gave for the last batch.
+        gradient_norm: before clipping, of the last batch.
+    """
+
+    def __init__(self, config: Config, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = MeanFlowUNet(config.network, config.codec.latent_channels)
+        self.objective = build_objective(config.flow)
+        self.times = build_time_sampler(config.flow.times)
+        self.update = 0
+        self.output: ObjectiveOutput | None = None
+        self.gradient_norm = torch.tensor(torch.nan)
+
+    def training_step(self, z0: Tensor, batch_index: int) -> Tensor:
+        """Return the loss of normalised latents (B, C, D, H, W)."""
+        random = generator_for(self.device, self.seed, "train", self.update)
+        flip = torch.rand(len(z0), generator=random, device=self.device) < self.config.train.flip_probability
+        z0 = torch.where(flip.reshape(-1, 1, 1, 1, 1), z0.flip(LEFT_RIGHT), z0)
+        noise = torch.randn(z0.shape, generator=random, device=self.device)
+        r, t = self.times.sample(len(z0), random, self.device)
+        self.output = self.objective(self.network, z0, noise, r, t)
+        return self.output.loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]  # norms and biases
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        train = self.config.train
+        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, weight_decay=train.weight_decay)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.gradient_clip)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        self.update += 1
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the coming update: linear warm-up, then cosine to zero or constant."""
+        train = self.config.train
+        warmup = min(train.warmup_updates, train.updates - 1)
+        if self.update < warmup:
+            return train.learning_rate * (self.update + 1) / warmup
+        if train.schedule == "constant":
+            return train.learning_rate
+        done = (self.update - warmup) / (train.updates - warmup)
+        return train.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class BatchStream(Sampler[list[int]]):
+    """Indices of the batches of updates ``first`` to ``last`` − 1: shuffled passes over the data, one after another.
+
+    Batch n takes entries nB to nB + B − 1 of the endless sequence of permutations, so it depends on (seed, n) only.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, first: int, last: int) -> None:
+        if size < 1:
+            raise ValueError("no latents to train on; the release's train split is empty")
+        self.size, self.batch_size, self.seed, self.first, self.last = size, batch_size, seed, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        passes: dict[int, list[int]] = {}
+        for update in range(self.first, self.last):
+            places = range(update * self.batch_size, (update + 1) * self.batch_size)
+            needed = {place // self.size for place in places}
+            passes = {n: passes.get(n) or self._permutation(n) for n in needed}
+            yield [passes[place // self.size][place % self.size] for place in places]
+
+    def _permutation(self, number: int) -> list[int]:
+        random = generator_for(torch.device("cpu"), self.seed, "order", number)
+        return torch.randperm(self.size, generator=random).tolist()

@@ -1,0 +1,194 @@
+"""The shard runner: failures, resumption, skipping and dead workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from neuromf.shards import ShardError, Task, check_failures, run_shard
+from neuromf.tables import ManifestRow, read_manifest, write_manifest
+
+# Work must be importable in a spawned process, as that of the stages is.
+STAGE = """
+import os, time
+from neuromf.tables import write_text
+
+def double(inputs, outputs, log="", sleep=0.0, factor=2):
+    with open(log, "a") as stream:
+        stream.write(outputs[0].name + "\\n")
+    time.sleep(sleep)
+    text = inputs[0].read_text()
+    if text == "die":
+        os._exit(9)
+    if text == "silent":
+        return {}
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{inputs[0]} is negative")
+    write_text(outputs[0], str(factor * number))
+    return {"doubled": float(factor * number), "threads": float(os.environ.get("OMP_NUM_THREADS", "0"))}
+"""
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a_stage.py").write_text(STAGE)
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    sys.modules.pop("a_stage", None)
+    import a_stage  # type: ignore[import-not-found]
+
+    return a_stage
+
+
+def tasks(folder: Path, contents: dict[str, str], **arguments: object) -> list[Task]:
+    made = []
+    for name, text in contents.items():
+        (folder / f"{name}.in").write_text(text)
+        made.append(
+            Task(
+                name,
+                (folder / f"{name}.in",),
+                (folder / "out" / f"{name}.txt",),
+                dict(arguments),
+            )
+        )
+    return made
+
+
+class Shard:
+    """Runs a shard and tells which scans were worked on."""
+
+    def __init__(self, folder: Path, stage: ModuleType) -> None:
+        self.folder, self.stage = folder, stage
+        self.manifest = folder / "manifests" / "shard-0000.tsv"
+
+    def __call__(self, todo: list[Task], workers: int = 1, **key: object) -> tuple[list[str], dict[str, ManifestRow]]:
+        log = self.folder / "log.txt"
+        log.unlink(missing_ok=True)
+        settings, code = key.get("settings", {"a": 1}), str(key.get("code", "v1"))
+        work = partial(self.stage.double, log=str(log))
+        rows = run_shard(
+            todo,
+            work,
+            self.manifest,
+            settings=settings,
+            code=code,
+            workers=workers,
+            label="t",
+        )  # type: ignore[arg-type]
+        assert [row.scan_id for row in rows] == [task.scan_id for task in todo]
+        assert read_manifest(self.manifest) == rows
+        worked = log.read_text().split() if log.exists() else []
+        return sorted(name.removesuffix(".txt") for name in worked), {row.scan_id: row for row in rows}
+
+
+@pytest.fixture
+def shard(tmp_path: Path, stage: ModuleType) -> Shard:
+    return Shard(tmp_path, stage)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_bad_scan_stops_no_other(tmp_path: Path, shard: Shard, workers: int) -> None:
+    todo = tasks(tmp_path, {"a": "1", "bad": "-1", "no": "text", "mute": "silent", "z": "4"})
+    todo.append(Task("gone", (tmp_path / "gone",), (tmp_path / "out" / "gone.txt",)))
+    todo.append(
+        Task(
+            "up",
+            (),
+            (tmp_path / "out" / "up.txt",),
+            failed_upstream="skull_strip: no brain",
+        )
+    )
+    _, rows = shard(todo, workers)
+    assert [name for name, row in rows.items() if row.ok] == ["a", "z"]
+    assert rows["a"].figures["doubled"] == 2
+    assert (shard.manifest.parent / rows["a"].file).read_text() == "2"
+    assert "is negative" in rows["bad"].reason and "invalid literal" in rows["no"].reason
+    assert "did not write" in rows["mute"].reason and "FileNotFoundError" in rows["gone"].reason
+    assert rows["up"].reason == "skull_strip: no brain"
+
+
+def test_a_dead_worker_fails_its_scan_only(tmp_path: Path, shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    _, rows = shard(
+        tasks(tmp_path, {"a": "1", "b": "die", "c": "3", "d": "die", "e": "5"}),
+        workers=2,
+    )
+    assert [name for name, row in rows.items() if not row.ok] == ["b", "d"]
+    assert "worker process died" in rows["b"].reason
+    assert rows["e"].figures["threads"] == 1
+    assert "OMP_NUM_THREADS" not in os.environ  # the parent keeps its own
+
+
+def test_what_is_unchanged_and_intact_is_skipped(tmp_path: Path, shard: Shard) -> None:
+    contents = {"a": "1", "b": "2", "c": "3"}
+    todo = tasks(tmp_path, contents)
+    assert shard(todo)[0] == ["a", "b", "c"]
+    shard.manifest.unlink()  # Snakemake deletes the declared output before it runs the job again
+    assert shard(todo)[0] == []
+    assert shard(tasks(tmp_path, contents | {"b": "7", "d": "4"}))[0] == ["b", "d"]
+    (tmp_path / "out" / "a.txt").write_text("3")  # same length, other content
+    assert shard(todo)[0] == ["a"]
+    (tmp_path / "out" / "c.txt").unlink()
+    assert shard(todo)[0] == ["c"]
+    assert shard(todo, settings={"a": 2})[0] == ["a", "b", "c"]
+    assert shard(todo, settings={"a": 2}, code="v2")[0] == ["a", "b", "c"]
+    todo = tasks(tmp_path, contents, factor=3)
+    assert shard(todo, settings={"a": 2}, code="v2")[0] == ["a", "b", "c"]
+
+
+def test_failed_scans_are_tried_again_and_leave_no_stale_output(tmp_path: Path, shard: Shard) -> None:
+    shard(tasks(tmp_path, {"a": "1", "b": "2"}))
+    worked, rows = shard(tasks(tmp_path, {"a": "1", "b": "-2"}))
+    assert worked == ["b"] and not rows["b"].ok and not (tmp_path / "out" / "b.txt").exists()
+    assert shard(tasks(tmp_path, {"a": "1", "b": "-2"}))[0] == ["b"]
+
+
+def test_a_killed_shard_resumes(tmp_path: Path, shard: Shard) -> None:
+    todo = tasks(tmp_path, {f"s{i}": str(i) for i in range(6)})
+    script = tmp_path / "job.py"  # no __main__ guard, as in Snakemake's scripts
+    script.write_text(
+        "import sys; from pathlib import Path; from functools import partial\n"
+        f"sys.path.insert(0, {str(tmp_path / 'code')!r})\n"
+        "import a_stage; from neuromf.shards import Task, run_shard\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "todo = [Task(f's{i}', (folder / f's{i}.in',), (folder / 'out' / f's{i}.txt',)) for i in range(6)]\n"
+        "work = partial(a_stage.double, log=str(folder / 'killed.txt'), sleep=0.4)\n"
+        f"run_shard(todo, work, Path({str(shard.manifest)!r}), settings={{'a': 1}}, code='v1', workers=2, label='t')\n"
+    )
+    job = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    journal = shard.manifest.with_name(".shard-0000.journal")
+    deadline = time.monotonic() + 60
+    while (not journal.exists() or journal.read_text().count("\n") < 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    finished = journal.read_text().count('"ok"')
+    assert 2 <= finished < 6 and not shard.manifest.exists()
+    with journal.open("a") as stream:
+        stream.write('\n{"scan_id": "s5", "sta')
+    worked, rows = shard(todo)
+    assert len(worked) == 6 - finished
+    assert all(row.ok for row in rows.values())
+
+
+def test_check_failures(tmp_path: Path) -> None:
+    rows = [ManifestRow(f"sub-{i}", "failed" if i < 2 else "ok", "all zero" if i < 2 else "") for i in range(10)]
+    manifests = [tmp_path / "shard-0000.tsv", tmp_path / "shard-0001.tsv"]
+    write_manifest(manifests[0], rows[:5])
+    write_manifest(manifests[1], rows[5:])
+    check_failures(manifests, 0.2)
+    with pytest.raises(
+        ShardError,
+        match=r"2 of 10 scans failed.*max_failed_fraction = 0.1 allows fewer(.|\n)*sub-1  all zero",
+    ):
+        check_failures(manifests, 0.1)
