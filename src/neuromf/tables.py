@@ -8,10 +8,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9]+")
@@ -34,7 +34,7 @@ def scan_id(participant_id: str, session_id: str | None, modality: str) -> str:
 
 @dataclass(frozen=True)
 class Scan:
-    """One row of a cohort table. ``image`` and ``mask`` are relative to the cohort's root."""
+    """One row of a cohort table. ``image`` and ``mask`` lie under the cohort's root; a relative path starts there."""
 
     participant_id: str
     session_id: str | None
@@ -162,7 +162,7 @@ def read_cohort(table: Path) -> Cohort:
     scans: list[Scan] = []
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=2):
-        scan = _scan(table, number, row)
+        scan = _scan(table, number, row, Path(about["root"]))
         if scan.scan_id in seen:
             raise TableError(f"{table}, row {number}: {scan.scan_id} is already in row {seen[scan.scan_id]}; remove one")
         seen[scan.scan_id] = number
@@ -206,7 +206,7 @@ def record_use(scans: Sequence[Scan], used: Path) -> None:
     write_text(used, "".join(f"{scan.scan_id}\n" for scan in scans))
 
 
-def _scan(table: Path, number: int, row: dict[str, str | None]) -> Scan:
+def _scan(table: Path, number: int, row: dict[str, str | None], root: Path) -> Scan:
     where = f"{table}, row {number}"
     participant, session, modality = row["participant_id"], row["session_id"], row["modality"]
     for column, value in (("participant_id", participant), ("session_id", session), ("modality", modality)):
@@ -216,8 +216,8 @@ def _scan(table: Path, number: int, row: dict[str, str | None]) -> Scan:
             raise TableError(f"{where}: {column} {value!r} must consist of letters and digits only")
     for column in ("image", "mask"):
         value = row[column]
-        if value is not None and ".." in PurePosixPath(value).parts:
-            raise TableError(f"{where}: {column} {value!r} leaves the cohort's root; put the file under it")
+        if value is not None and (".." in Path(value).parts or not (root / value).is_relative_to(root)):
+            raise TableError(f"{where}: {column} {value!r} leaves the cohort's root {root}; put the file under it")
     if row["image"] is None:
         raise TableError(f"{where}: image is empty")
     stripped = (row["skull_stripped"] or "false").lower()
@@ -255,6 +255,51 @@ def read_release(table: Path) -> tuple[ReleaseRow, ...]:
 def write_release(table: Path, rows: Iterable[ReleaseRow]) -> None:
     """Write a release table."""
     write_tsv(table, RELEASE_COLUMNS, [[getattr(row, c) for c in RELEASE_COLUMNS] for row in rows])
+
+
+def check_release(table: Path, rows: Sequence[ReleaseRow], cohorts: Mapping[str, Cohort]) -> None:
+    """Refuse a release that names a scan its cohort does not have.
+
+    Raises:
+        TableError: with the row's number.
+    """
+    known = {name: {scan.scan_id for scan in cohort.scans} for name, cohort in cohorts.items()}
+    for number, row in enumerate(rows, start=2):
+        if row.scan_id not in known[row.cohort]:
+            raise TableError(
+                f"{table}, row {number}: cohort {row.cohort!r} has no scan {row.scan_id}; restore its row in the cohort's"
+                f" table or make a new release"
+            )
+
+
+def succeeded(rows: Sequence[ReleaseRow], manifests: Mapping[str, Sequence[Path]]) -> dict[ReleaseRow, Path]:
+    """Return what a stage made of a release's scans, in the release's order: row -> file; failed scans are left out.
+
+    ``manifests`` maps each cohort to the stage's shard manifests.
+    """
+    made = {
+        (cohort, row.scan_id): path.parent / row.file
+        for cohort, paths in manifests.items()
+        for path in paths
+        for row in read_manifest(path)
+        if row.ok
+    }
+    return {row: made[row.cohort, row.scan_id] for row in rows if (row.cohort, row.scan_id) in made}
+
+
+def released_files(
+    rows: Sequence[ReleaseRow], manifests: Mapping[str, Sequence[Path]]
+) -> dict[str, dict[str, Path]]:
+    """Return `succeeded` by split: split -> key -> file.
+
+    The key is the scan ID, with ``<cohort>_`` before it when the release draws on several cohorts, since data sets share
+    names like sub-01.
+    """
+    files: dict[str, dict[str, Path]] = {split: {} for split in SPLITS}
+    for row, path in succeeded(rows, manifests).items():
+        prefix = f"{row.cohort}_" if len(manifests) > 1 else ""
+        files[row.split][prefix + row.scan_id] = path
+    return files
 
 
 # --- manifests ------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ DEMO_FOLDER = Path(__file__).parent / "demo"
 # Where a wrapped checkpoint keeps its state dict, in the order they are looked for.
 _WRAPPERS = ("unet_state_dict", "autoencoder_state_dict", "state_dict", "model_state_dict", "model", "autoencoder")
 # All that a published .pt may hold besides tensors and plain containers: its scale factor may be a MetaTensor.
-_ALLOWED_CLASSES = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys]
+_ALLOWED_CLASSES: list[Any] = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys]
 _WHAT_TO_FETCH = (
     "Fetch autoencoder_v2.pt (or autoencoder_v1.pt) of the repository NVIDIA NV-Generate-CTMR / MAISI on Hugging Face,"
     " put it into the folder `weights_dir` (or NEUROMF_WEIGHTS) and set codec.weights to its name or path;"

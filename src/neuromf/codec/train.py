@@ -67,7 +67,6 @@ class CodecTrainer:
         self.settings, self.training, self.device = codec, training, device
         torch.manual_seed(training.seed)
         self.network = build(codec).to(device)
-        self.network = self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
@@ -90,15 +89,15 @@ class CodecTrainer:
         mean, _ = self.network.encode(crops.to(self.device))
         flat = mean.transpose(0, 1).flatten(1)
         rescale_means(self.network, flat.mean(1), flat.std(1).clamp_min(1e-6), compensate=False)
-        log_variance = self.network.quant_conv_log_sigma.conv
-        log_variance.weight.zero_()
-        log_variance.bias.fill_(2 * math.log(INITIAL_SIGMA))
+        log_variance = self.network.get_submodule("quant_conv_log_sigma.conv")
+        torch.nn.init.zeros_(log_variance.get_parameter("weight"))
+        torch.nn.init.constant_(log_variance.get_parameter("bias"), 2 * math.log(INITIAL_SIGMA))
         self.average.load_state_dict(self.network.state_dict())
 
     def step(self, x: torch.Tensor, share: float) -> dict[str, float]:
         """Make one update on crops (B, 1, d, h, w); return its figures."""
         training = self.training
-        x = x.to(self.device, memory_format=torch.channels_last_3d)
+        x = x.to(self.device)
         rate = learning_rate(share, training.learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -292,14 +291,17 @@ def hold_scale(network: AutoencoderKlMaisi, latents: Sequence[torch.Tensor], tar
 @torch.no_grad()
 def rescale_means(network: AutoencoderKlMaisi, shift: torch.Tensor, scale: torch.Tensor, *, compensate: bool) -> None:
     """Make the latent (z − shift)/scale per channel; ``compensate``: σ follows and the decoder undoes it exactly."""
-    mean, sigma, back = (getattr(network, n).conv for n in ("quant_conv_mu", "quant_conv_log_sigma", "post_quant_conv"))
-    shift, scale = shift.to(mean.weight), scale.to(mean.weight)
-    mean.weight.div_(scale.view(-1, 1, 1, 1, 1))
-    mean.bias.sub_(shift).div_(scale)
+    mean, sigma, back = (
+        dict(network.get_submodule(f"{name}.conv").named_parameters())
+        for name in ("quant_conv_mu", "quant_conv_log_sigma", "post_quant_conv")
+    )
+    shift, scale = shift.to(mean["weight"]), scale.to(mean["weight"])
+    mean["weight"].div_(scale.view(-1, 1, 1, 1, 1))
+    mean["bias"].sub_(shift).div_(scale)
     if compensate:
-        sigma.bias.sub_(2 * scale.log())
-        back.bias.add_(back.weight.flatten(1) @ shift)
-        back.weight.mul_(scale.view(1, -1, 1, 1, 1))
+        sigma["bias"].sub_(2 * scale.log())
+        back["bias"].add_(back["weight"].flatten(1) @ shift)
+        back["weight"].mul_(scale.view(1, -1, 1, 1, 1))
 
 
 def write_codec(

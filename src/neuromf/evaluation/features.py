@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool3d
 
 from neuromf.tables import atomic_path, content_hash
 
-CODEC_BLOCKS = 4  # per axis
+CODEC_BLOCKS = 2  # per axis: octants; finer blocks mostly tell head sizes apart and need more scans than a study has
 _CODEC_STATISTICS = 2  # mean and standard deviation
 
 
@@ -51,7 +51,7 @@ class Extractor:
 
 
 def codec_extractor(codec: VolumeCodec) -> Extractor:
-    """Return the extractor ``codec``: mean and standard deviation of each latent channel in 4×4×4 blocks (F = 128 C)."""
+    """Return the extractor ``codec``: mean and standard deviation of each latent channel in octants (F = 16 C)."""
 
     def compute(volume: Tensor) -> Tensor:
         return pool_latents(codec.encode(volume[None, None]))[0]
@@ -61,7 +61,7 @@ def codec_extractor(codec: VolumeCodec) -> Extractor:
 
 
 def pool_latents(latents: Tensor) -> Tensor:
-    """Return pooled statistics (B, 2·C·4³) of latents (B, C, d, h, w): block means first, then standard deviations.
+    """Return pooled statistics (B, 2·C·2³) of latents (B, C, d, h, w): block means first, then standard deviations.
 
     The blocks are those of PyTorch's adaptive average pooling, so any latent of at least 4³ voxels will do.
     """

@@ -197,7 +197,7 @@ def load_progress(folder: Path, key: str) -> Progress | None:
                     log.warning("%s is of other settings, data or code: training starts anew", path)
                     path.unlink()
                     continue
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             log.warning("%s is damaged (%s) and left out", path, error)
             path.unlink()

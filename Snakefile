@@ -1,0 +1,58 @@
+# NeuroMF: from raw NIfTI scans to a trained one-step generator, its evaluation and a report.
+#
+#   results/cohorts/<cohort>/                     grows with the cohort
+#     raw/                                        heads of a phantom cohort (the demo), with their ground truth
+#     preprocessed/sub-<id>/[ses-<s>/]anat/       …_desc-brain_…, …_desc-n4_…, …_desc-preproc_….nii.gz and masks
+#     preprocessed/manifests/<stage>/shard-*.tsv  what each stage made of each scan
+#     preprocessed/failed.tsv                     the scans that failed, with the reason
+#     latents/<codec>/shard-*.safetensors         posterior means
+#   results/codecs/<codec>/                       a VAE of one's own (codec.weights: trained)
+#   results/releases/<release>/                   fixed by the release
+#     latent_statistics.json                      of the train split
+#     runs/<run>/seed-<s>/                        model.safetensors, model.json, metrics.csv, val.csv, tensorboard/
+#     samples/<run>/seed-<s>/nfe-<k>/             generated latents and NIfTI volumes
+#     evaluation/                                 codec.json, metrics.parquet, metrics.json, scans.parquet
+#     report/index.html                           the page to look at
+#   logs/, benchmarks/ under results/             one file per job
+#
+# Settings: config/config.yaml (reference: config/README.md). Who is in a release: config/releases/<release>.tsv.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+report: "src/neuromf/paper/report/captions/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/cohort.smk"
+include: "rules/preprocess.smk"
+include: "rules/latents.smk"
+include: "rules/train.smk"
+include: "rules/sample.smk"
+include: "rules/evaluate.smk"
+include: "rules/paper.smk"
+
+
+onstart:
+    record_use_of_cohorts()
+
+
+rule all:
+    default_target: True
+    input:
+        f"{RELEASE_FOLDER}/report/index.html",
+
+
+rule preprocess:
+    input:
+        [failed_table(cohort) for cohort in COHORTS],
+
+
+rule encode_all:
+    input:
+        [shard for cohort in COHORTS for shard in latent_shards(cohort)],

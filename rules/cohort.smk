@@ -1,0 +1,20 @@
+# Raw scans. Users' scans are where their table says; the demo's are made here.
+
+
+rule phantom:
+    output:
+        "results/cohorts/{cohort}/raw/manifests/shard-{shard}.tsv",
+    log:
+        "results/logs/phantom/{cohort}-{shard}.log",
+    benchmark:
+        "results/benchmarks/phantom/{cohort}-{shard}.tsv"
+    params:
+        rows=shard_rows,
+        settings=CONFIG.phantom.model_dump(mode="json"),
+        shard_size=CONFIG.shard_size,
+        code=CODE["phantom"],
+    threads: 32
+    resources:
+        **CPU_JOB,
+    script:
+        "../workflow_scripts/phantom.py"

@@ -1,0 +1,143 @@
+# The typed configuration, the tables, and the functions that name the rules' inputs and parameters.
+
+import os
+from pathlib import Path
+
+from neuromf import config as configuration
+from neuromf import tables
+from neuromf.codec.weights import codec_identity
+from neuromf.provenance import code_hash
+
+PROJECT = Path(workflow.basedir)
+CONFIG = configuration.load(config, PROJECT / "config" / "presets")
+RELEASE_TABLE = f"config/releases/{CONFIG.release}.tsv"
+RELEASE = tables.read_release(Path(RELEASE_TABLE))
+COHORTS = {
+    name: tables.read_cohort(Path(f"config/cohorts/{name}.tsv")) for name in dict.fromkeys(r.cohort for r in RELEASE)
+}
+RELEASE_FOLDER = f"results/releases/{CONFIG.release}"
+CODEC_FOLDER = f"results/codecs/{CONFIG.codec.name}"
+STAGES = ("skull_strip", "bias_correct", "conform")
+CPU_JOB = {"mem_mb": 4000, "runtime": "2h"}
+GPU_JOB = {"mem_mb": 6000, "runtime": "2h", "gpu": 1}
+
+
+wildcard_constraints:
+    cohort="[A-Za-z0-9_-]+",
+    shard=r"\d{4}",
+    stage="|".join(STAGES),
+    run="|".join(CONFIG.runs),
+    seed=r"\d+",
+    nfe=r"\d+",
+
+
+# --- cohorts and shards ---------------------------------------------------------------------------------------------
+
+
+def used_rows(cohort):
+    return Path(f"results/cohorts/{cohort}/rows_in_use.txt")
+
+
+for name in COHORTS:
+    tables.check_append_only(Path(f"config/cohorts/{name}.tsv"), COHORTS[name].scans, used_rows(name))
+tables.check_release(Path(RELEASE_TABLE), RELEASE, COHORTS)
+
+
+def record_use_of_cohorts():
+    for name in COHORTS:
+        tables.record_use(COHORTS[name].scans, used_rows(name))
+
+
+def shards(cohort):
+    return [f"{k:04d}" for k in range(COHORTS[cohort].shard_count(CONFIG.shard_size))]
+
+
+def released_shards(cohort):
+    """The shards that hold a scan of the release: growth of the cohort adds none."""
+    wanted = {row.scan_id for row in RELEASE if row.cohort == cohort}
+    rows = enumerate(COHORTS[cohort].scans)
+    return sorted({f"{i // CONFIG.shard_size:04d}" for i, scan in rows if scan.scan_id in wanted})
+
+
+def shard_rows(wildcards):
+    """Hash of a shard's rows: the job runs again when one is added."""
+    scans = COHORTS[wildcards.cohort].shard(int(wildcards.shard), CONFIG.shard_size)
+    return tables.content_hash([vars(scan) for scan in scans])
+
+
+def manifest(cohort, stage, shard):
+    return f"results/cohorts/{cohort}/preprocessed/manifests/{stage}/shard-{shard}.tsv"
+
+
+def manifests(cohort, stage):
+    return [manifest(cohort, stage, shard) for shard in shards(cohort)]
+
+
+def failed_table(cohort):
+    return f"results/cohorts/{cohort}/preprocessed/failed.tsv"
+
+
+def latent_shards(cohort):
+    return [f"results/cohorts/{cohort}/latents/{CONFIG.codec.name}/shard-{shard}.safetensors" for shard in shards(cohort)]
+
+
+def raw_heads(wildcards):
+    """A phantom cohort's heads are made by a rule; other cohorts' scans are there."""
+    if COHORTS[wildcards.cohort].source != "phantom":
+        return []
+    return f"results/cohorts/{wildcards.cohort}/raw/manifests/shard-{wildcards.shard}.tsv"
+
+
+# --- releases -------------------------------------------------------------------------------------------------------
+# What a release needs of its cohorts is ancient() and tracked by `upstream`, a hash of everything that decides it:
+# new scans in a cohort touch the same shard files, and must not retrain the models of a release that lacks them.
+
+
+def released(pattern):
+    """The files of the release's shards, e.g. of `results/cohorts/{cohort}/…/shard-{shard}.tsv`."""
+    return [ancient(pattern.format(cohort=c, shard=s, codec=CONFIG.codec.name)) for c in COHORTS for s in released_shards(c)]
+
+
+def released_manifests(wildcards=None):
+    return released("results/cohorts/{cohort}/preprocessed/manifests/conform/shard-{shard}.tsv")
+
+
+def released_latents(wildcards=None):
+    return released("results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors")
+
+
+def released_encodings(wildcards=None):
+    return released("results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv")
+
+
+def quality_gates(wildcards=None):
+    return [ancient(failed_table(cohort)) for cohort in COHORTS]
+
+
+def trained_codec(wildcards=None):
+    """The codec's weights as an input, where a rule makes them."""
+    return f"{CODEC_FOLDER}/codec.safetensors" if CONFIG.codec.weights == "trained" else []
+
+
+def weights_folder():
+    return CONFIG.weights_dir or os.environ.get("NEUROMF_WEIGHTS", "")
+
+
+CODE = {
+    "phantom": code_hash("neuromf.cohort.phantom:make_heads"),
+    "skull_strip": code_hash("neuromf.preprocess.skull_strip:skull_strip_shard"),
+    "bias_correct": code_hash("neuromf.preprocess.bias_field:bias_correct_shard"),
+    "conform": code_hash("neuromf.preprocess.conform:conform_shard"),
+    "encode": code_hash("neuromf.latents.encode:encode_shard"),
+    "statistics": code_hash("neuromf.latents.statistics:compute_statistics"),
+}
+PREPROCESSED_BY = tables.content_hash(
+    [
+        tables.file_sha256(Path(RELEASE_TABLE)),
+        CONFIG.preprocess.model_dump(mode="json"),
+        CONFIG.phantom.model_dump(mode="json") if any(c.source == "phantom" for c in COHORTS.values()) else None,
+        [CODE[stage] for stage in ("phantom", *STAGES)],
+    ]
+)
+CODEC_SETTINGS = CONFIG.codec.model_dump(mode="json") | {"identity": codec_identity(CONFIG.codec, weights_folder())}
+ENCODED_BY = tables.content_hash([PREPROCESSED_BY, CODEC_SETTINGS, CODE["encode"]])

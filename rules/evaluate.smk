@@ -1,0 +1,123 @@
+# Evaluation: the real scans once, each folder of samples, decoded noise, and one table of it all.
+
+EVALUATION = f"{RELEASE_FOLDER}/evaluation"
+EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json")
+
+
+def sample_sets():
+    """Every (run, seed, nfe) of the configuration."""
+    runs = {run: CONFIG.for_run(run) for run in CONFIG.runs}
+    return [(run, seed, nfe) for run in runs for seed in runs[run].train.seeds for nfe in runs[run].sample.nfe]
+
+
+def trained_models():
+    return list(dict.fromkeys((run, seed) for run, seed, _ in sample_sets()))
+
+
+rule evaluate_reference:
+    input:
+        manifests=released_manifests,
+        codec_validation=f"{EVALUATION}/codec.json",
+        codec=trained_codec,
+    output:
+        part=f"{EVALUATION}/parts/reference.json",
+        reference=f"{EVALUATION}/reference.safetensors",
+        reconstructions=directory(f"{EVALUATION}/reconstructions"),
+    log:
+        f"results/logs/evaluate_reference/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/evaluate_reference/{CONFIG.release}.tsv"
+    params:
+        release=RELEASE_TABLE,
+        settings=EVALUATION_SETTINGS,
+        codec=CODEC_SETTINGS,
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.evaluation.evaluate:evaluate_reference"),
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+        cache=f"{EVALUATION}/cache",
+    script:
+        "../workflow_scripts/evaluate_reference.py"
+
+
+rule evaluate_samples:
+    input:
+        participants=f"{SAMPLES}/participants.tsv",
+        timing=f"{SAMPLES}/sample_timing.json",
+        reference=f"{EVALUATION}/reference.safetensors",
+        codec=trained_codec,
+    output:
+        f"{EVALUATION}/parts/{{run}}_seed-{{seed}}_nfe-{{nfe}}.json",
+    log:
+        f"results/logs/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
+    benchmark:
+        f"results/benchmarks/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
+    params:
+        release=RELEASE_TABLE,
+        settings=EVALUATION_SETTINGS,
+        codec=CODEC_SETTINGS,
+        code=code_hash("neuromf.evaluation.evaluate:evaluate_samples"),
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+        cache=f"{EVALUATION}/cache",
+    script:
+        "../workflow_scripts/evaluate_samples.py"
+
+
+rule evaluate_noise:
+    input:
+        reference=f"{EVALUATION}/reference.safetensors",
+        statistics=f"{RELEASE_FOLDER}/latent_statistics.json",
+        codec=trained_codec,
+    output:
+        f"{EVALUATION}/parts/noise.json",
+    log:
+        f"results/logs/evaluate_noise/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/evaluate_noise/{CONFIG.release}.tsv"
+    params:
+        release=RELEASE_TABLE,
+        settings=EVALUATION_SETTINGS,
+        n=CONFIG.sample.n,
+        seed=CONFIG.sample.seed,
+        shape=CONFIG.preprocess.conform.shape,
+        codec=CODEC_SETTINGS,
+        code=code_hash("neuromf.evaluation.evaluate:evaluate_noise"),
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+    script:
+        "../workflow_scripts/evaluate_noise.py"
+
+
+rule metrics:
+    input:
+        f"{EVALUATION}/parts/reference.json",
+        f"{EVALUATION}/parts/noise.json",
+        [f"{EVALUATION}/parts/{run}_seed-{seed}_nfe-{nfe}.json" for run, seed, nfe in sample_sets()],
+    output:
+        metrics=f"{EVALUATION}/metrics.parquet",
+        readable=report(
+            f"{EVALUATION}/metrics.json",
+            caption="../src/neuromf/paper/report/captions/metrics.rst",
+            category="Evaluation",
+        ),
+        scans=f"{EVALUATION}/scans.parquet",
+    log:
+        f"results/logs/metrics/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/metrics/{CONFIG.release}.tsv"
+    params:
+        code=code_hash("neuromf.evaluation.evaluate:merge_metrics"),
+    resources:
+        **CPU_JOB,
+    script:
+        "../workflow_scripts/metrics.py"

@@ -1,0 +1,98 @@
+# Latents: the codec (one's own, where asked for), encoding of every shard, statistics of a release.
+
+
+rule train_codec:
+    input:
+        manifests=released_manifests,
+        failed=quality_gates,
+    output:
+        weights=f"{CODEC_FOLDER}/codec.safetensors",
+        about=f"{CODEC_FOLDER}/codec.json",
+        table=f"{CODEC_FOLDER}/training.csv",
+    log:
+        f"results/logs/train_codec/{CONFIG.codec.name}.log",
+    benchmark:
+        f"results/benchmarks/train_codec/{CONFIG.codec.name}.tsv"
+    params:
+        release=RELEASE_TABLE,
+        codec=CONFIG.codec.model_dump(mode="json"),
+        settings=CONFIG.codec_training.model_dump(mode="json"),
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.codec.train:train_codec"),
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+    script:
+        "../workflow_scripts/train_codec.py"
+
+
+rule encode:
+    input:
+        manifest="results/cohorts/{cohort}/preprocessed/manifests/conform/shard-{shard}.tsv",
+        codec=trained_codec,
+    output:
+        latents="results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors",
+        manifest="results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv",
+    log:
+        "results/logs/encode/{cohort}-{codec}-{shard}.log",
+    benchmark:
+        "results/benchmarks/encode/{cohort}-{codec}-{shard}.tsv"
+    params:
+        settings=CODEC_SETTINGS,
+        shard_size=CONFIG.shard_size,
+        code=CODE["encode"],
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+    script:
+        "../workflow_scripts/encode.py"
+
+
+rule latent_statistics:
+    input:
+        latents=released_latents,
+        manifests=released_encodings,
+        failed=quality_gates,
+    output:
+        f"{RELEASE_FOLDER}/latent_statistics.json",
+    log:
+        f"results/logs/latent_statistics/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/latent_statistics/{CONFIG.release}.tsv"
+    params:
+        release=RELEASE_TABLE,
+        upstream=ENCODED_BY,
+        code=CODE["statistics"],
+    resources:
+        **CPU_JOB,
+    script:
+        "../workflow_scripts/latent_statistics.py"
+
+
+rule validate_codec:
+    input:
+        manifests=released_manifests,
+        codec=trained_codec,
+        failed=quality_gates,
+    output:
+        f"{RELEASE_FOLDER}/evaluation/codec.json",
+    log:
+        f"results/logs/validate_codec/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/validate_codec/{CONFIG.release}.tsv"
+    params:
+        release=RELEASE_TABLE,
+        codec=CODEC_SETTINGS,
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.codec.validate:validate_codec"),
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+    script:
+        "../workflow_scripts/validate_codec.py"

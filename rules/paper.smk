@@ -1,0 +1,37 @@
+# The report: one page, and the picture of the README.
+
+
+rule report:
+    input:
+        release=RELEASE_TABLE,
+        manifests=[manifest(cohort, stage, shard) for cohort in COHORTS for stage in STAGES for shard in shards(cohort)],
+        metrics=f"{EVALUATION}/metrics.parquet",
+        scans=f"{EVALUATION}/scans.parquet",
+        reconstructions=f"{EVALUATION}/reconstructions",
+        samples=[f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv" for run, seed, nfe in sample_sets()],
+        models=[f"{RELEASE_FOLDER}/runs/{run}/seed-{seed}/model.json" for run, seed in trained_models()],
+    output:
+        page=report(
+            f"{RELEASE_FOLDER}/report/index.html",
+            caption="../src/neuromf/paper/report/captions/report.rst",
+            category="Report",
+        ),
+        picture=report(
+            f"{RELEASE_FOLDER}/report/real_vs_generated.png",
+            caption="../src/neuromf/paper/report/captions/picture.rst",
+            category="Report",
+        ),
+    log:
+        f"results/logs/report/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/report/{CONFIG.release}.tsv"
+    params:
+        config=CONFIG.model_dump(mode="json"),
+        cohorts=list(COHORTS),
+        sample_sets=sample_sets(),
+        trained_models=trained_models(),
+        code=code_hash("neuromf.paper.report.build:build_report"),
+    resources:
+        **CPU_JOB,
+    script:
+        "../workflow_scripts/report.py"

@@ -1,0 +1,81 @@
+# Raw scan → brain → bias corrected → common grid and intensity range: one job per shard and stage.
+
+
+rule skull_strip:
+    input:
+        raw_heads,
+    output:
+        "results/cohorts/{cohort}/preprocessed/manifests/skull_strip/shard-{shard}.tsv",
+    log:
+        "results/logs/skull_strip/{cohort}-{shard}.log",
+    benchmark:
+        "results/benchmarks/skull_strip/{cohort}-{shard}.tsv"
+    params:
+        rows=shard_rows,
+        settings=CONFIG.preprocess.skull_strip.model_dump(mode="json"),
+        shard_size=CONFIG.shard_size,
+        code=CODE["skull_strip"],
+    threads: 32
+    resources:
+        **(CPU_JOB if CONFIG.preprocess.skull_strip.backend in ("template", "none") else GPU_JOB),
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+    script:
+        "../workflow_scripts/skull_strip.py"
+
+
+rule bias_correct:
+    input:
+        "results/cohorts/{cohort}/preprocessed/manifests/skull_strip/shard-{shard}.tsv",
+    output:
+        "results/cohorts/{cohort}/preprocessed/manifests/bias_correct/shard-{shard}.tsv",
+    log:
+        "results/logs/bias_correct/{cohort}-{shard}.log",
+    benchmark:
+        "results/benchmarks/bias_correct/{cohort}-{shard}.tsv"
+    params:
+        settings=CONFIG.preprocess.bias_field.model_dump(mode="json"),
+        shard_size=CONFIG.shard_size,
+        code=CODE["bias_correct"],
+    threads: 32
+    resources:
+        **CPU_JOB,
+    script:
+        "../workflow_scripts/bias_correct.py"
+
+
+rule conform:
+    input:
+        "results/cohorts/{cohort}/preprocessed/manifests/bias_correct/shard-{shard}.tsv",
+    output:
+        "results/cohorts/{cohort}/preprocessed/manifests/conform/shard-{shard}.tsv",
+    log:
+        "results/logs/conform/{cohort}-{shard}.log",
+    benchmark:
+        "results/benchmarks/conform/{cohort}-{shard}.tsv"
+    params:
+        settings=CONFIG.preprocess.conform.model_dump(mode="json"),
+        shard_size=CONFIG.shard_size,
+        code=CODE["conform"],
+    threads: 32
+    resources:
+        **CPU_JOB,
+    script:
+        "../workflow_scripts/conform.py"
+
+
+rule check_failures:
+    input:
+        lambda wildcards: manifests(wildcards.cohort, "conform"),
+    output:
+        "results/cohorts/{cohort}/preprocessed/failed.tsv",
+    log:
+        "results/logs/check_failures/{cohort}.log",
+    benchmark:
+        "results/benchmarks/check_failures/{cohort}.tsv"
+    params:
+        max_failed_fraction=CONFIG.max_failed_fraction,
+    resources:
+        **CPU_JOB,
+    script:
+        "../workflow_scripts/check_failures.py"

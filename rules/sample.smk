@@ -1,0 +1,50 @@
+# Sampling (noise → latents) and decoding (latents → NIfTI), for every run, seed and number of network evaluations.
+
+SAMPLES = f"{RELEASE_FOLDER}/samples/{{run}}/seed-{{seed}}/nfe-{{nfe}}"
+
+
+rule sample:
+    input:
+        weights=rules.train.output.weights,
+        about=rules.train.output.about,
+    output:
+        f"{SAMPLES}/latents.safetensors",
+    log:
+        f"results/logs/sample/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
+    benchmark:
+        f"results/benchmarks/sample/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
+    params:
+        n=CONFIG.sample.n,
+        seed=CONFIG.sample.seed,
+        code=code_hash("neuromf.generation.generate:sample_latents"),
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        batch_size=CONFIG.sample.batch_size,
+    script:
+        "../workflow_scripts/sample.py"
+
+
+rule decode:
+    input:
+        latents=f"{SAMPLES}/latents.safetensors",
+        about=rules.train.output.about,
+        codec=trained_codec,
+    output:
+        participants=f"{SAMPLES}/participants.tsv",
+        timing=f"{SAMPLES}/sample_timing.json",
+    log:
+        f"results/logs/decode/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
+    benchmark:
+        f"results/benchmarks/decode/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
+    params:
+        codec=CODEC_SETTINGS,
+        code=code_hash("neuromf.generation.generate:decode_latents"),
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+    script:
+        "../workflow_scripts/decode.py"

@@ -1,0 +1,43 @@
+# Training: one job per run and seed. Checkpoints lie in a folder that is no declared output, so that a killed job resumes.
+
+
+def training_config(wildcards):
+    """The run's settings that decide its result."""
+    settings = CONFIG.for_run(wildcards.run).model_dump(mode="json")
+    settings["train"] = {key: value for key, value in settings["train"].items() if key != "seeds"}
+    return {key: settings[key] for key in ("preprocess", "codec", "flow", "network", "train")}
+
+
+rule train:
+    input:
+        statistics=f"{RELEASE_FOLDER}/latent_statistics.json",
+        latents=released_latents,
+        manifests=released_encodings,
+    output:
+        weights=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/model.safetensors",
+        about=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/model.json",
+        metrics=report(
+            f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/metrics.csv",
+            caption="../src/neuromf/paper/report/captions/training.rst",
+            category="Training",
+            labels={"run": "{run}", "seed": "{seed}"},
+        ),
+        validation=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/val.csv",
+    log:
+        f"results/logs/train/{CONFIG.release}-{{run}}-{{seed}}.log",
+    benchmark:
+        f"results/benchmarks/train/{CONFIG.release}-{{run}}-{{seed}}.tsv"
+    params:
+        release=RELEASE_TABLE,
+        config=training_config,
+        upstream=ENCODED_BY,
+        code=code_hash("neuromf.training.run:train_run"),
+    threads: 32
+    resources:
+        mem_mb=8000,
+        runtime="2d",
+        gpu=1,
+        device=CONFIG.device,
+        checkpoints=f"{RELEASE_FOLDER}/checkpoints/{{run}}-{{seed}}",
+    script:
+        "../workflow_scripts/train.py"

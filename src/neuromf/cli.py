@@ -1,0 +1,98 @@
+"""The command ``neuromf``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuromf import __version__
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+release_app = typer.Typer(help="Frozen lists of scans that models are trained and evaluated on.", no_args_is_help=True)
+app.add_typer(release_app, name="release")
+
+TABLES = Path("config/cohorts")
+RELEASES = Path("config/releases")
+
+
+@app.callback()
+def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more of what is done.")] = False) -> None:
+    """NeuroMF: 3D brain MRI synthesis in one network evaluation."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+@app.command()
+def index(
+    path: Annotated[Path, typer.Argument(help="BIDS folder, a known download layout or a flat folder of NIfTIs.")],
+    cohort: Annotated[str, typer.Option(help="Name of the cohort.")],
+    modality: Annotated[list[str] | None, typer.Option(help="Only these (T1w, FLAIR, …); default: all.")] = None,
+    tables: Annotated[Path, typer.Option(help="Folder of the cohort tables.")] = TABLES,
+) -> None:
+    """Write or extend a cohort's table with the scans found in a folder."""
+    from neuromf.cohort.index import index as index_folder
+
+    with _readable_errors():
+        print(index_folder(path, cohort, tables, modality=modality))
+
+
+@release_app.command("create")
+def release_create(
+    name: Annotated[str, typer.Argument(help="Name of the release.")],
+    cohort: Annotated[list[str], typer.Option(help="Cohort to draw on; may be given several times.")],
+    modality: Annotated[str, typer.Option(help="Modality of the scans.")] = "T1w",
+    tables: Annotated[Path, typer.Option(help="Folder of the cohort tables.")] = TABLES,
+    releases: Annotated[Path, typer.Option(help="Folder of the release tables.")] = RELEASES,
+) -> None:
+    """Freeze the scans that cohorts hold now, split 80/10/10 by a hash of the participant's ID."""
+    from collections import Counter
+
+    from neuromf.cohort.release import create_release
+    from neuromf.tables import read_cohort
+
+    with _readable_errors():
+        cohorts = [read_cohort(tables / f"{one}.tsv") for one in cohort]
+        rows = create_release(name, cohorts, releases, modality=modality)
+    counts = Counter(row.split for row in rows)
+    print(f"{releases / name}.tsv: {len(rows)} scans ({', '.join(f'{counts[s]} {s}' for s in ('train', 'val', 'test'))})")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Folder of a trained model, or `demo` for the shipped one.")],
+    n: Annotated[int, typer.Option(min=1, help="Volumes to generate.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    seed: Annotated[int, typer.Option(min=0, help="Volume i depends on (model, seed, i) only.")] = 0,
+    nfe: Annotated[int, typer.Option(min=1, help="Network evaluations per volume.")] = 1,
+    codec: Annotated[str | None, typer.Option(help="The VAE's weights; default: as the model's configuration.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Latents per forward pass; changes no volume.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Generate brain volumes with a trained model: NIfTI, one JSON sidecar each, and participants.tsv."""
+    from neuromf.device import choose_device
+    from neuromf.generation.generate import generate as generate_volumes
+
+    with _readable_errors():
+        generate_volumes(
+            model, n=n, seed=seed, out=out, nfe=nfe, codec=codec, batch_size=batch_size, device=choose_device(device)
+        )
+
+
+class _readable_errors:
+    """End with the message of an expected error instead of a traceback."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError | OSError | RuntimeError) and not logging.getLogger().isEnabledFor(logging.INFO):
+            typer.secho(f"Error: {error}", fg="red", err=True)
+            raise typer.Exit(1) from None

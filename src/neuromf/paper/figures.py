@@ -1,0 +1,148 @@
+"""Plots of the evaluation's tables. Each function returns a matplotlib figure; `neuromf.paper.style` gives it its look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from neuromf.paper.style import NOISE_COLOUR, RECONSTRUCTION_COLOUR, REFERENCE_GREY, run_colours, run_label
+
+TISSUES = ("brain", "csf", "grey", "white", "deep_csf")
+TISSUE_LABELS = {
+    "brain": "brain",
+    "csf": "cerebrospinal fluid",
+    "grey": "grey matter",
+    "white": "white matter",
+    "deep_csf": "deep fluid (ventricles)",
+}
+_REFERENCES = {"real": REFERENCE_GREY, "reconstruction": RECONSTRUCTION_COLOUR, "noise": NOISE_COLOUR}
+
+
+def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
+    """Plot the raw losses of each run (label → metrics.csv, val.csv) against the updates: train thin, validation bold."""
+    losses = {"raw_fm": "flow matching |ṽ − v|²", "raw_mf": "MeanFlow |V − v|²"}
+    figure = Figure(figsize=(9, 3.4))
+    axes = figure.subplots(1, len(losses))
+    colours = run_colours(list(runs))
+    for axis, (column, title) in zip(axes, losses.items(), strict=True):
+        for label, (train, val) in runs.items():
+            _curve(axis, train, column, colours[label], 0.45, None)
+            _curve(axis, val, column, colours[label], 1.0, label)
+        axis.set(title=title, xlabel="updates", ylabel="raw loss (unweighted)", yscale="log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _curve(axis: Axes, table: pd.DataFrame, column: str, colour: str, alpha: float, label: str | None) -> None:
+    rows = table[["step", column]].dropna()
+    rows = rows[rows[column] > 0]
+    marker = "o" if label and len(rows) < 30 else None
+    axis.plot(rows["step"], rows[column], color=colour, alpha=alpha, label=label, marker=marker, markersize=3)
+
+
+def metric_against_nfe(metrics: pd.DataFrame, metric: str, title: str, unit: str, *, log_scale: bool) -> Figure:
+    """Plot a metric against the number of network evaluations with its intervals; floors and noise as bands.
+
+    Seeds of a run are drawn as separate lines of one colour.
+    """
+    rows = metrics[(metrics["metric"] == metric) & metrics["value"].notna()]
+    figure = Figure(figsize=(5.2, 3.6))
+    axis = figure.subplots()
+    trained = rows[rows["nfe"].notna()]
+    colours = run_colours(list(dict.fromkeys(trained["run"])))
+    for run, colour in _REFERENCES.items():
+        for row in rows[(rows["run"] == run) & rows["nfe"].isna()].itertuples():
+            if run == "noise" and not log_scale:
+                continue  # it would squeeze everything else
+            axis.axhline(row.value, color=colour, linestyle="--", linewidth=1.2, label=_reference_label(run))
+            if pd.notna(row.ci_low):
+                low = row.ci_low if not log_scale else max(row.ci_low, row.value / 3)
+                axis.axhspan(low, row.ci_high, color=colour, alpha=0.13, linewidth=0)
+    for (run, seed), line in trained.groupby(["run", "seed"], sort=False):
+        line = line.sort_values("nfe")
+        first = seed == trained.loc[trained["run"] == run, "seed"].min()
+        values = line["value"].to_numpy(float)
+        errors = np.nan_to_num(np.abs(line[["ci_low", "ci_high"]].to_numpy(float).T - values))
+        label = run_label(run) if first else None
+        axis.errorbar(line["nfe"].to_numpy(float), values, errors, color=colours[run], label=label,
+                      marker="o", markersize=4, capsize=2.5, elinewidth=1)  # fmt: skip
+    steps = sorted({int(k) for k in trained["nfe"]})
+    axis.set(title=title, xlabel="network evaluations (NFE)", ylabel=unit, xscale="log")
+    if log_scale:
+        axis.set_yscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(steps))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def _reference_label(run: str) -> str:
+    return "real train vs real test" if run == "real" else run_label(run)
+
+
+def tissue_distributions(scans: pd.DataFrame, groups: Mapping[str, pd.Series]) -> Figure:
+    """Plot each group's tissue volumes (label → which rows of ``scans``): one dot per scan beside a box."""
+    figure = Figure(figsize=(9, 3.2))
+    axes = figure.subplots(1, len(TISSUES))
+    colours = run_colours([label for label in groups if label != "real"])
+    for axis, tissue in zip(axes, TISSUES, strict=True):
+        for position, (label, chosen) in enumerate(groups.items()):
+            values = scans.loc[chosen, f"{tissue}_ml"].to_numpy(float)
+            jitter = np.random.default_rng(position).uniform(-0.13, 0.13, len(values))
+            axis.scatter(position + jitter, values, s=9, color=colours[label], alpha=0.6, linewidths=0)
+            axis.boxplot(values, positions=[position], widths=0.55, showfliers=False, showcaps=False,
+                         medianprops={"color": colours[label], "linewidth": 2},
+                         boxprops={"color": colours[label]}, whiskerprops={"color": colours[label]})  # fmt: skip
+        axis.set_title(TISSUE_LABELS[tissue], fontsize=9)
+        axis.set_xticks([])
+        axis.set_ylim(bottom=0)
+        axis.grid(visible=False, axis="x")
+    axes[0].set_ylabel("volume (ml)")
+    handles = [axes[0].scatter([], [], s=25, color=colours[label]) for label in groups]
+    labels = [f"{run_label(label)} (n = {int(chosen.sum())})" for label, chosen in groups.items()]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def nearest_histogram(scans: pd.DataFrame, groups: Mapping[str, pd.Series]) -> Figure:
+    """Plot how near each group's volumes are to the training set (label → which rows): correlation, feature distance."""
+    columns = {
+        "nearest_correlation": "highest correlation with a training scan →  closer",
+        "nearest_distance_codec": "closer  ← smallest codec-feature distance",
+    }
+    figure = Figure(figsize=(9, 3.2))
+    axes = figure.subplots(1, len(columns))
+    colours = run_colours([label for label in groups if label != "real"])
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
+        values = {group: scans.loc[chosen, column].dropna().to_numpy(float) for group, chosen in groups.items()}
+        every = np.concatenate(list(values.values()))
+        edges = np.linspace(every.min(), every.max() + 1e-9, 25) if every.size else np.linspace(0, 1, 25)
+        for group, data in values.items():
+            if not data.size:
+                continue
+            name = "real, never trained on" if group == "real" else run_label(group)
+            axis.hist(data, edges, weights=np.full(len(data), 1 / len(data)), color=colours[group], alpha=0.4,
+                      label=f"{name} (n = {len(data)})")  # fmt: skip
+            axis.axvline(float(np.median(data)), color=colours[group], linewidth=1.5)
+        axis.set(xlabel=label, ylabel="share of volumes")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def distributions(values: Mapping[str, Sequence[float]]) -> Figure:
+    """Plot one histogram per figure (axis label → values)."""
+    figure = Figure(figsize=(min(9, 3.2 * len(values)), 2.6))
+    axes = np.atleast_1d(figure.subplots(1, len(values)))
+    for axis, (label, data) in zip(axes, values.items(), strict=True):
+        axis.hist(np.asarray(data, dtype=float), bins=min(30, max(8, len(data) // 3)), color=run_colours(["qc"])["qc"])
+        axis.set(xlabel=label, ylabel="scans")
+        axis.yaxis.get_major_locator().set_params(integer=True)
+    return figure

@@ -1,0 +1,295 @@
+"""The report of a release: one self-contained HTML page, the README's picture and the table of metrics."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from neuromf.paper import figures, mosaics, style, tables
+from neuromf.paper.report.quality import Quality, read_quality
+from neuromf.paper.report.summary import key_figures, sentences
+from neuromf.tables import SPLITS, atomic_path, file_sha256, read_release, write_text
+from neuromf.volume import read_volume
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3  # volumes a row of the mosaics
+PICTURE_SHOWN = 4  # volumes a row of the README's picture
+PACKAGES = ("neuromf", "torch", "monai", "lightning", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy", "snakemake")
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """A folder of generated volumes (sub-*.nii.gz)."""
+
+    run: str
+    seed: int
+    nfe: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A folder with metrics.csv, val.csv and model.json of one trained model."""
+
+    run: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What the report is made of; see `neuromf.evaluation.evaluate` for the tables."""
+
+    release: str
+    release_table: Path
+    manifests: Mapping[str, Mapping[str, Sequence[Path]]]  # cohort → stage, in the order of the work → shard manifests
+    metrics: Path  # metrics.parquet, metrics.json beside it
+    scans: Path  # scans.parquet
+    reconstructions: Path  # folder of <scan>_real.nii.gz and <scan>_reconstruction.nii.gz
+    samples: Sequence[SampleSet]
+    training: Sequence[TrainingRun]
+    config: Mapping[str, Any]  # resolved
+    git_commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page, for light and dark pages (the same for photographs)."""
+
+    light: str
+    dark: str
+    alt: str
+    caption: str
+
+
+def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path) -> None:
+    """Write the page, the picture of real and generated brains (png) and the table of metrics (csv; .tex beside it).
+
+    Raises:
+        ValueError: no samples to show.
+        TableError, VolumeError: an input that cannot be read.
+    """
+    if not inputs.samples:
+        raise ValueError("the report needs at least one folder of samples")
+    metrics, scans = pd.read_parquet(inputs.metrics), pd.read_parquet(inputs.scans)
+    shown = sorted(inputs.samples, key=lambda s: (_run_order(inputs, s.run), s.seed, s.nfe))
+    main = shown[0]
+    real, rebuilt = _pairs(inputs.reconstructions)
+    quality = read_quality(inputs.manifests)
+    release = read_release(inputs.release_table)
+    counts = {split: sum(row.split == split for row in release) for split in SPLITS}
+
+    overview = [mosaics.Row("real", real[:PICTURE_SHOWN]), mosaics.Row(_sample_label(main), _volumes(main, PICTURE_SHOWN))]
+    with atomic_path(picture) as temporary:
+        temporary.write_bytes(style.as_png(mosaics.mosaic(overview)))
+    tables.write_csv(metrics, table)
+    tables.write_latex(metrics, table.with_suffix(".tex"))
+
+    context = {
+        "release": inputs.release,
+        "summary": sentences(metrics, quality, counts, main.run, main.nfe),
+        "key_figures": key_figures(metrics, main.run, main.nfe),
+        "overview": _photograph(overview, "Real and generated brains", _overview_caption(main)),
+        "counts": counts,
+        "cohorts": sorted({row.cohort for row in release}),
+        "quality": quality,
+        "quality_figure": _quality_figure(quality),
+        "mosaics": _mosaics(shown, real, rebuilt),
+        "training": _training(inputs.training),
+        "metric_table": tables.metric_table(metrics),
+        "metric_figures": _metric_figures(metrics),
+        "volume_figures": _volume_figures(scans, main),
+        "timings": _timings(metrics),
+        "models": [_model(run) for run in inputs.training],
+        "provenance": _provenance(inputs),
+        "config": yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("neuromf.paper.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    write_text(page, environment.get_template("report.html").render(context))
+    log.info("report: %s (%.1f MB)", page, page.stat().st_size / 1e6)
+
+
+# --- volumes --------------------------------------------------------------------------------------------------------
+
+
+def _pairs(folder: Path) -> tuple[list[mosaics.Volume], list[mosaics.Volume]]:
+    """Return the real volumes and their reconstructions."""
+    paths = sorted(folder.glob("*_real.nii.gz"))
+    if not paths:
+        raise ValueError(f"{folder} holds no *_real.nii.gz; evaluate the release's real scans first")
+    rebuilt = [path.with_name(path.name.replace("_real.nii.gz", "_reconstruction.nii.gz")) for path in paths]
+    return [_read(path) for path in paths], [_read(path) for path in rebuilt]
+
+
+def _volumes(samples: SampleSet, count: int) -> list[mosaics.Volume]:
+    paths = sorted(samples.folder.glob("sub-*.nii.gz"))[:count]
+    if not paths:
+        raise ValueError(f"{samples.folder} holds no sub-*.nii.gz; decode the samples first")
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> mosaics.Volume:
+    return np.asarray(read_volume(path).dataobj, dtype=np.float32)
+
+
+def _run_order(inputs: ReportInputs, run: str) -> int:
+    runs = list(inputs.config.get("runs", {}))
+    return runs.index(run) if run in runs else len(runs)
+
+
+def _sample_label(samples: SampleSet) -> str:
+    return f"generated\n{style.run_label(samples.run)}\n{samples.nfe} NFE"
+
+
+def _mosaics(shown: Sequence[SampleSet], real: list[mosaics.Volume], rebuilt: list[mosaics.Volume]) -> list[Picture]:
+    """Return the comparison of real, reconstructed and one-step brains, then each run along its NFE."""
+    first_seed = [s for s in shown if s.seed == next(t.seed for t in shown if t.run == s.run)]
+    runs: dict[str, list[SampleSet]] = {}
+    for samples in first_seed:
+        runs.setdefault(samples.run, []).append(samples)
+    rows = [mosaics.Row("real", real[:SHOWN]), mosaics.Row("codec\nreconstruction", rebuilt[:SHOWN])]
+    rows += [mosaics.Row(_sample_label(sets[0]), _volumes(sets[0], SHOWN)) for sets in runs.values()]
+    pictures = [
+        _photograph(rows, "Real, reconstructed and generated brains in three planes",
+                    "Held-back real scans, the same scans through the codec, and generated brains of each run with the"
+                    " fewest network evaluations (NFE). The codec's row is the best any generator here can look.")
+    ]  # fmt: skip
+    for run, sets in runs.items():
+        if len(sets) > 1:
+            steps = [mosaics.Row(f"{s.nfe} NFE", _volumes(s, SHOWN)) for s in sets]
+            caption = f"{style.run_label(run)}: the same noise, more network evaluations from top to bottom."
+            pictures.append(_photograph(steps, f"Samples of {run} with growing NFE", caption))
+    return pictures
+
+
+def _overview_caption(main: SampleSet) -> str:
+    evaluations = "one network evaluation" if main.nfe == 1 else f"{main.nfe} network evaluations"
+    return (
+        f"Top: real scans that no model was trained on. Bottom: brains that {style.run_label(main.run)} generated with"
+        f" {evaluations}, unselected (the first {PICTURE_SHOWN} samples). Axial, coronal and sagittal slices."
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _photograph(rows: Sequence[mosaics.Row], alt: str, caption: str) -> Picture:
+    uri = _uri("image/png", style.as_png(mosaics.mosaic(rows)))
+    return Picture(uri, uri, alt, caption)
+
+
+def _plot(draw: Callable[[], Figure], alt: str, caption: str) -> Picture:
+    uris = []
+    for theme in (style.LIGHT, style.DARK):
+        with style.themed(theme):
+            uris.append(_uri("image/svg+xml", style.as_svg(draw())))
+    return Picture(uris[0], uris[1], alt, caption)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _quality_figure(quality: Quality) -> Picture | None:
+    if not quality.figures:
+        return None
+    return _plot(lambda: figures.distributions(quality.figures), "Distributions of preprocessing figures",
+                 "What preprocessing measured on each scan.")  # fmt: skip
+
+
+def _training(runs: Sequence[TrainingRun]) -> Picture | None:
+    logs = {}
+    for run in runs:
+        label = style.run_label(run.run) + (f", seed {run.seed}" if len({r.seed for r in runs}) > 1 else "")
+        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), pd.read_csv(run.folder / "val.csv"))
+    if not logs:
+        return None
+    return _plot(lambda: figures.training_curves(logs), "Training curves",
+                 "Raw losses, before the adaptive weight, which hides them. Thin: training batches; bold: averaged"
+                 " weights on the validation split.")  # fmt: skip
+
+
+def _metric_figures(metrics: pd.DataFrame) -> list[Picture]:
+    bars = "Bars: 95 % bootstrap intervals over scans. Dashed with band: references measured the same way."
+    plots = [
+        ("frechet_distance", "Fréchet distance (codec) to the test split", "distance, log scale", True),
+        ("kernel_distance", "KID (codec) to the test split", "squared MMD", False),
+    ]
+    pictures = []
+    for metric, title, unit, log_scale in plots:
+        rows = metrics[(metrics["metric"] == metric) & metrics["nfe"].notna() & metrics["value"].notna()]
+        if len(rows):
+            pictures.append(_plot(
+                lambda m=metric, t=title, u=unit, s=log_scale: figures.metric_against_nfe(metrics, m, t, u, log_scale=s),
+                title, bars))  # fmt: skip
+    return pictures
+
+
+def _volume_figures(scans: pd.DataFrame, main: SampleSet) -> list[Picture]:
+    """Return tissue volumes and nearness to the training set: real scans against each run's fewest NFE."""
+    real = (scans["run"] == "real").rename("real")
+    trained = scans[scans["nfe"].notna()]
+    groups = {"real": real}
+    runs = list(dict.fromkeys([main.run, *trained["run"]]))
+    for run in runs:
+        fewest = trained.loc[trained["run"] == run, "nfe"].min()
+        groups[run] = (scans["run"] == run) & (scans["nfe"] == fewest).fillna(False).astype(bool)
+    held_out = groups | {"real": real & (scans["split"] != "train")}
+    return [
+        _plot(lambda: figures.tissue_distributions(scans, groups), "Tissue volumes of real and generated brains",
+              "Tissue volumes of all real scans of the release and of each run at its fewest network evaluations."),
+        _plot(lambda: figures.nearest_histogram(scans, held_out), "Nearest training scan",
+              "How near each generated brain is to its nearest training scan, mirror images included, beside real scans"
+              " that no model was trained on. Copies would lie beyond the real ones; lines mark the medians."),
+    ]  # fmt: skip
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _timings(metrics: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = metrics[(metrics["metric"] == "seconds_per_volume") & metrics["value"].notna()]
+    wide = rows.pivot_table(index=["run", "seed", "nfe"], columns="region", values="value", sort=False).reset_index()
+    return [{str(key): value for key, value in row.items()} for row in wide.to_dict("records")]
+
+
+def _model(run: TrainingRun) -> dict[str, Any]:
+    about = json.loads((run.folder / "model.json").read_text(encoding="utf-8"))
+    return {
+        "run": run.run,
+        "seed": run.seed,
+        "training": about["training"],
+        "variant": about["config"]["flow"]["variant"],
+        "sha256": file_sha256(run.folder / "model.safetensors"),
+        "codec": about["codec"],
+        "code_version": about["code_version"],
+    }
+
+
+def _provenance(inputs: ReportInputs) -> dict[str, str]:
+    evaluation = json.loads(inputs.metrics.with_suffix(".json").read_text(encoding="utf-8"))["provenance"]
+    codecs = sorted({part["codec_sha256"] for part in evaluation})
+    return {
+        "Git commit": inputs.git_commit or "not a git checkout",
+        "Release table, SHA-256": file_sha256(inputs.release_table),
+        "Codec weights, SHA-256": ", ".join(codecs),
+        "Python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+    }

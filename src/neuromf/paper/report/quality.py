@@ -1,0 +1,72 @@
+"""What the shard manifests tell about a cohort: scans per stage, failures with their reasons, distributions of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuromf.tables import ManifestRow, read_manifest
+
+# figure of a stage → how it is called; those that a stage does not have are left out
+FIGURES = {
+    "brain_ml": "brain volume (ml)",
+    "field_range": "bias field, largest / smallest",
+    "cut_fraction": "share of the brain cut off",
+}
+
+
+@dataclass(frozen=True)
+class StageCount:
+    """How many scans of a cohort a stage did."""
+
+    cohort: str
+    stage: str
+    done: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """A scan that failed (where it first did) or that a stage warned about."""
+
+    cohort: str
+    scan: str
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A release's cohorts as the preprocessing saw them. ``figures``: label → values over scans."""
+
+    counts: list[StageCount]
+    failures: list[Note]
+    warnings: list[Note]
+    figures: dict[str, list[float]]
+
+
+def read_quality(manifests: Mapping[str, Mapping[str, Sequence[Path]]]) -> Quality:
+    """Read all manifests, cohort → stage → shard manifests, stages in the order of the work.
+
+    A failed scan fails in all later stages with the same reason; it is listed once, with the stage it first failed in.
+    """
+    counts, failures, warnings = [], [], []
+    figures: dict[str, list[float]] = {}
+    for cohort, stages in manifests.items():
+        known: set[str] = set()
+        for stage, paths in stages.items():
+            rows = [row for path in paths for row in read_manifest(path)]
+            counts.append(StageCount(cohort, stage, sum(row.ok for row in rows), sum(not row.ok for row in rows)))
+            failures += [Note(cohort, r.scan_id, stage, r.reason) for r in rows if not r.ok and r.scan_id not in known]
+            known |= {row.scan_id for row in rows if not row.ok}
+            warnings += [Note(cohort, r.scan_id, stage, str(r.figures["warning"])) for r in rows if r.figures.get("warning")]
+            _collect(figures, stage, rows)
+    return Quality(counts, failures, warnings, figures)
+
+
+def _collect(figures: dict[str, list[float]], stage: str, rows: Sequence[ManifestRow]) -> None:
+    for name, label in FIGURES.items():
+        values = [row.figures[name] for row in rows if row.ok and isinstance(row.figures.get(name), float)]
+        if values and not (name == "brain_ml" and stage != "skull_strip"):  # later stages repeat it on their own grid
+            figures.setdefault(label, []).extend(float(value) for value in values)

@@ -1,0 +1,118 @@
+"""The table of metrics: one row per run, seed and NFE, every figure with its 95 % interval; HTML, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from neuromf.paper.style import run_label
+from neuromf.tables import write_text
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: which metric, where, how it is called and printed, and which end is better."""
+
+    metric: str
+    region: str
+    title: str
+    digits: int
+    better: str = ""  # ↑ | ↓ | nothing
+    percent: bool = False
+
+
+COLUMNS = (
+    Column("frechet_distance", "test", "Fréchet distance (codec)", 2, "↓"),
+    Column("kernel_distance", "test", "KID (codec) ×1000", 1, "↓"),
+    Column("psnr", "brain_box", "PSNR (dB)", 1, "↑"),
+    Column("ssim", "brain_box", "SSIM", 3, "↑"),
+    Column("brain_volume_in_real_range", "brain", "Brain volume in real range (%)", 0, "↑", percent=True),
+    Column("cohens_d", "grey", "Cohen's d, grey matter", 2),
+    Column("cohens_d", "deep_csf", "Cohen's d, deep fluid", 2),
+    Column("nearest_training_correlation", "brain", "Nearest training scan, r", 3),
+    Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
+)
+_SCALE = {"KID (codec) ×1000": 1000.0}
+_ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9}
+MISSING = "–"
+
+
+def metric_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as text: run, seed, NFE, n and one cell ``value [low, high]`` per column; references first, noise last.
+
+    ``metrics`` is the evaluation's tidy table. The row of the real scans holds the floor, real train against real test.
+    """
+    rows = []
+    keys = metrics[["run", "seed", "nfe"]].drop_duplicates()
+    keys["order"] = keys["run"].map(lambda run: _ORDER.get(run, 5))
+    for key in keys.sort_values(["order", "run", "seed", "nfe"]).itertuples():
+        chosen = metrics[(metrics["run"] == key.run) & _same(metrics["seed"], key.seed) & _same(metrics["nfe"], key.nfe)]
+        name = "real train vs real test" if key.run == "real" else run_label(key.run)
+        row = {"Run": name, "Seed": _whole(key.seed), "NFE": _whole(key.nfe), "n": MISSING}
+        for column in COLUMNS:
+            found = chosen[(chosen["metric"] == column.metric) & (chosen["region"] == column.region)]
+            row[_title(column)] = _cell(found.iloc[0], column) if len(found) else MISSING
+            if row["n"] == MISSING and len(found):
+                row["n"] = str(int(found.iloc[0]["n"]))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write_csv(metrics: pd.DataFrame, path: Path) -> None:
+    """Write the table as CSV."""
+    write_text(path, metric_table(metrics).to_csv(index=False))
+
+
+def write_latex(metrics: pd.DataFrame, path: Path) -> None:
+    """Write the table as a LaTeX tabular (needs no package)."""
+    table = metric_table(metrics)
+    header = " & ".join(_latex(title) for title in table.columns)
+    body = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.itertuples(index=False)]
+    columns = "l" + "r" * (len(table.columns) - 1)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", header + r" \\", r"\hline", *body, r"\hline", r"\end{tabular}"]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def figure_of(
+    metrics: pd.DataFrame, run: str, metric: str, region: str, nfe: int | None = None, extractor: str | None = None
+) -> pd.Series | None:
+    """Return the row of one figure (of the first seed), or None when it was not measured or has no value."""
+    chosen = metrics[(metrics["run"] == run) & (metrics["metric"] == metric) & (metrics["region"] == region)]
+    if nfe is not None:
+        chosen = chosen[chosen["nfe"] == nfe]
+    if extractor is not None:
+        chosen = chosen[chosen["extractor"] == extractor]
+    chosen = chosen[chosen["value"].notna()].sort_values("seed")
+    return chosen.iloc[0] if len(chosen) else None
+
+
+def _title(column: Column) -> str:
+    return f"{column.title} {column.better}".strip()
+
+
+def _cell(row: pd.Series, column: Column) -> str:
+    if pd.isna(row["value"]):
+        return MISSING
+    scale = 100.0 if column.percent else _SCALE.get(column.title, 1.0)
+    value, low, high = (float(row[name]) * scale for name in ("value", "ci_low", "ci_high"))
+    text = f"{value:.{column.digits}f}"
+    return text if pd.isna(low) else f"{text} [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+
+
+def _same(values: pd.Series, wanted: object) -> pd.Series:
+    return values.isna() if pd.isna(wanted) else (values == wanted).fillna(False).astype(bool)  # type: ignore[call-overload]
+
+
+def _whole(value: object) -> str:
+    return MISSING if pd.isna(value) else str(int(value))  # type: ignore[call-overload]
+
+
+def _latex(text: str) -> str:
+    for character, replacement in (
+        ("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("$", r"\$"),
+        ("{", r"\{"), ("}", r"\}"), ("é", r"\'e"), ("×", r"$\times$"), ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$"), ("–", "--"),
+    ):  # fmt: skip
+        text = text.replace(character, replacement)
+    return text

@@ -1,0 +1,80 @@
+"""The typed configuration: defaults, presets, runs and the messages of errors."""
+
+from pathlib import Path
+
+import pytest
+
+from neuromf import config
+
+REPOSITORY = Path(__file__).parents[2]
+PRESETS = REPOSITORY / "config" / "presets"
+
+
+def test_defaults_are_the_published_method():
+    c = config.Config()
+    assert c.preprocess.conform.shape == (128, 128, 128)
+    assert c.preprocess.conform.spacing_mm == 1.0
+    assert c.codec.channels == (64, 128, 256)
+    assert c.codec.latent_channels == 4
+    assert c.network.channels == (64, 128, 256, 512)
+    assert (c.flow.times.mean, c.flow.times.std, c.flow.times.t_min, c.flow.times.r_equals_t) == (0.8, 0.8, 0.05, 0.5)
+    assert (c.flow.prediction, c.flow.variant) == ("x", "imf")
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in PRESETS.glob("*.yaml")))
+def test_presets_are_valid(preset):
+    assert config.load({"preset": preset}, PRESETS).preset == preset
+
+
+def test_methodology_is_the_defaults_but_for_weights_and_training():
+    loaded = config.load({"preset": "methodology"}, PRESETS)
+    assert loaded.flow == config.Flow()
+    assert loaded.network == config.Network()
+    assert loaded.preprocess == config.Preprocess()
+
+
+def test_shipped_configuration_runs_the_demo():
+    shipped = config.load(config.read_yaml(REPOSITORY / "config" / "config.yaml"), PRESETS)
+    assert (shipped.preset, shipped.release) == ("demo", "demo")
+    assert list(shipped.runs) == ["meanflow", "rectified_flow"]
+    assert shipped.for_run("rectified_flow").flow.variant == "rectified_flow"
+    assert shipped.for_run("meanflow").flow.variant == "imf"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trian": {}}, "trian: unknown key; did you mean 'train'?"),
+        ({"train": {"updtes": 1}}, "train.updtes: unknown key; did you mean 'updates'?"),
+        ({"runs": {"a": {"flow": {"varient": "imf"}}}}, "runs.a.flow.varient: unknown key; did you mean 'variant'?"),
+        ({"train": {"updates": -1}}, "train.updates = -1"),
+        ({"train": {"updates": "many"}}, "train.updates = 'many'"),
+        ({"preset": "dmeo"}, "did you mean 'demo'?"),
+        ({"preprocess": {"conform": {"shape": [10, 10, 10]}}}, "multiple of 4"),
+        ({"preprocess": {"conform": {"percentiles": [99, 1]}}}, "low < high"),
+        ({"network": {"channels": [8]}}, "one entry per level"),
+        ({"runs": {}}, "at least one run"),
+    ],
+)
+def test_wrong_settings_are_refused_with_a_remedy(settings, message):
+    with pytest.raises(config.ConfigError) as error:
+        config.load(settings, PRESETS)
+    assert message in str(error.value)
+
+
+def test_an_unknown_run_is_refused():
+    with pytest.raises(config.ConfigError, match="did you mean 'meanflow'"):
+        config.Config().for_run("meanflo")
+
+
+def test_overlay_merges_mappings_and_replaces_the_rest():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 1, "runs": {"x": {}}}
+    changes = {"a": {"c": [3]}, "runs": {"y": {}}}
+    assert config.overlay(base, changes) == {"a": {"b": 1, "c": [3]}, "d": 1, "runs": {"y": {}}}
+
+
+def test_a_yaml_file_that_is_no_mapping_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(config.ConfigError, match="found list"):
+        config.read_yaml(path)

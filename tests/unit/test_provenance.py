@@ -1,0 +1,89 @@
+"""The code hash follows what a function can reach, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from neuromf import provenance
+
+LIBRARY = '''"""Doc."""
+from neuromf.base import helper as h
+import neuromf.base as base
+LIMIT = 3
+def entry(x: int) -> int:
+    """Say what."""
+    return h(x) + LIMIT + base.other(x)
+def unrelated():
+    return 1
+'''
+BASE = '''
+def helper(x):
+    return inner(x)
+def inner(x):
+    return x + 1
+def other(x):
+    return x
+def unused():
+    return 2
+'''
+
+
+@pytest.fixture
+def sources(monkeypatch):
+    """A package `neuromf` of two modules whose sources a test may change."""
+    texts = {"neuromf": "", "neuromf.library": LIBRARY, "neuromf.base": BASE}
+
+    def code_hash() -> str:
+        provenance._module.cache_clear()
+        return provenance.code_hash("neuromf.library:entry")
+
+    monkeypatch.setattr(provenance, "_source", texts.get)
+    yield texts, code_hash
+    provenance._module.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("neuromf.library", "Say what.", "Say it differently."),
+        ("neuromf.library", "x: int", "x: float"),
+        ("neuromf.library", "LIMIT = 3", "LIMIT = 3  # three"),
+        ("neuromf.library", "return 1", "return 100"),
+        ("neuromf.base", "return 2", "return 3"),
+        ("neuromf.base", "\ndef helper", "\n\n\ndef helper"),
+    ],
+)
+def test_edits_that_change_no_result_keep_the_hash(sources, module, old, new):
+    texts, code_hash = sources
+    before = code_hash()
+    assert old in texts[module]
+    texts[module] = texts[module].replace(old, new)
+    assert code_hash() == before
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("neuromf.library", "LIMIT = 3", "LIMIT = 4"),
+        ("neuromf.library", "+ LIMIT", "- LIMIT"),
+        ("neuromf.base", "x + 1", "x + 2"),
+        ("neuromf.base", "def other(x):\n    return x", "def other(x):\n    return -x"),
+    ],
+)
+def test_edits_of_what_is_reached_change_the_hash(sources, module, old, new):
+    texts, code_hash = sources
+    before = code_hash()
+    assert old in texts[module]
+    texts[module] = texts[module].replace(old, new)
+    assert code_hash() != before
+
+
+def test_a_missing_function_is_an_error():
+    with pytest.raises(ValueError, match="defines no 'nothing'"):
+        provenance.code_hash("neuromf.tables:nothing")
+
+
+def test_git_commit(tmp_path):
+    assert provenance.git_commit(tmp_path) is None
+    commit = provenance.git_commit(Path(__file__).parent)
+    assert commit is None or len(commit.removesuffix("-dirty")) >= 7

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from job import codec_of, logged, released
+
+with logged(snakemake):
+    from neuromf.config import Evaluate
+    from neuromf.evaluation.evaluate import evaluate_reference
+
+    params, output = snakemake.params, snakemake.output
+    evaluate_reference(
+        released(snakemake),
+        codec_of(snakemake),
+        Evaluate(**params.settings),
+        release=Path(params.release).stem,
+        codec_validation=Path(snakemake.input.codec_validation),
+        cache=Path(snakemake.resources.cache),
+        part=Path(output.part),
+        reference=Path(output.reference),
+        reconstructions=Path(output.reconstructions),
+    )
