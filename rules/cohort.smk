@@ -8,13 +8,13 @@ rule phantom:
         "results/logs/phantom/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/phantom/{cohort}-{shard}.tsv"
+    threads: 32
+    resources:
+        **CPU_JOB,
     params:
         rows=shard_rows,
         settings=CONFIG.phantom.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
         code=CODE["phantom"],
-    threads: 32
-    resources:
-        **CPU_JOB,
     script:
         "../workflow_scripts/phantom.py"

@@ -78,7 +78,9 @@ def failed_table(cohort):
 
 
 def latent_shards(cohort):
-    return [f"results/cohorts/{cohort}/latents/{CONFIG.codec.name}/shard-{shard}.safetensors" for shard in shards(cohort)]
+    return [
+        f"results/cohorts/{cohort}/latents/{CONFIG.codec.name}/shard-{shard}.safetensors" for shard in shards(cohort)
+    ]
 
 
 def raw_heads(wildcards):
@@ -95,7 +97,9 @@ def raw_heads(wildcards):
 
 def released(pattern):
     """The files of the release's shards, e.g. of `results/cohorts/{cohort}/…/shard-{shard}.tsv`."""
-    return [ancient(pattern.format(cohort=c, shard=s, codec=CONFIG.codec.name)) for c in COHORTS for s in released_shards(c)]
+    return [
+        ancient(pattern.format(cohort=c, shard=s, codec=CONFIG.codec.name)) for c in COHORTS for s in released_shards(c)
+    ]
 
 
 def released_manifests(wildcards=None):
@@ -139,5 +143,7 @@ PREPROCESSED_BY = tables.content_hash(
         [CODE[stage] for stage in ("phantom", *STAGES)],
     ]
 )
-CODEC_SETTINGS = CONFIG.codec.model_dump(mode="json") | {"identity": codec_identity(CONFIG.codec, weights_folder())}
+CODEC_SETTINGS = CONFIG.codec.model_dump(mode="json") | {
+    "identity": codec_identity(CONFIG.codec, weights_dir=weights_folder() or None)
+}
 ENCODED_BY = tables.content_hash([PREPROCESSED_BY, CODEC_SETTINGS, CODE["encode"]])

@@ -27,18 +27,18 @@ rule evaluate_reference:
         f"results/logs/evaluate_reference/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/evaluate_reference/{CONFIG.release}.tsv"
-    params:
-        release=RELEASE_TABLE,
-        settings=EVALUATION_SETTINGS,
-        codec=CODEC_SETTINGS,
-        upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.evaluation.evaluate:evaluate_reference"),
     threads: 32
     resources:
         **GPU_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
         cache=f"{EVALUATION}/cache",
+    params:
+        release=RELEASE_TABLE,
+        settings=EVALUATION_SETTINGS,
+        codec=CODEC_SETTINGS,
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.evaluation.evaluate:evaluate_reference"),
     script:
         "../workflow_scripts/evaluate_reference.py"
 
@@ -55,17 +55,17 @@ rule evaluate_samples:
         f"results/logs/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
     benchmark:
         f"results/benchmarks/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
-    params:
-        release=RELEASE_TABLE,
-        settings=EVALUATION_SETTINGS,
-        codec=CODEC_SETTINGS,
-        code=code_hash("neuromf.evaluation.evaluate:evaluate_samples"),
     threads: 32
     resources:
         **GPU_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
         cache=f"{EVALUATION}/cache",
+    params:
+        release=RELEASE_TABLE,
+        settings=EVALUATION_SETTINGS,
+        codec=CODEC_SETTINGS,
+        code=code_hash("neuromf.evaluation.evaluate:evaluate_samples"),
     script:
         "../workflow_scripts/evaluate_samples.py"
 
@@ -81,6 +81,11 @@ rule evaluate_noise:
         f"results/logs/evaluate_noise/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/evaluate_noise/{CONFIG.release}.tsv"
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
     params:
         release=RELEASE_TABLE,
         settings=EVALUATION_SETTINGS,
@@ -89,11 +94,6 @@ rule evaluate_noise:
         shape=CONFIG.preprocess.conform.shape,
         codec=CODEC_SETTINGS,
         code=code_hash("neuromf.evaluation.evaluate:evaluate_noise"),
-    threads: 32
-    resources:
-        **GPU_JOB,
-        device=CONFIG.device,
-        weights_dir=weights_folder(),
     script:
         "../workflow_scripts/evaluate_noise.py"
 
@@ -115,9 +115,9 @@ rule metrics:
         f"results/logs/metrics/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/metrics/{CONFIG.release}.tsv"
-    params:
-        code=code_hash("neuromf.evaluation.evaluate:merge_metrics"),
     resources:
         **CPU_JOB,
+    params:
+        code=code_hash("neuromf.evaluation.evaluate:merge_metrics"),
     script:
         "../workflow_scripts/metrics.py"

@@ -13,17 +13,17 @@ rule train_codec:
         f"results/logs/train_codec/{CONFIG.codec.name}.log",
     benchmark:
         f"results/benchmarks/train_codec/{CONFIG.codec.name}.tsv"
+    threads: 32
+    resources:
+        **GPU_JOB,
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
     params:
         release=RELEASE_TABLE,
         codec=CONFIG.codec.model_dump(mode="json"),
         settings=CONFIG.codec_training.model_dump(mode="json"),
         upstream=PREPROCESSED_BY,
         code=code_hash("neuromf.codec.train:train_codec"),
-    threads: 32
-    resources:
-        **GPU_JOB,
-        device=CONFIG.device,
-        weights_dir=weights_folder(),
     script:
         "../workflow_scripts/train_codec.py"
 
@@ -39,15 +39,15 @@ rule encode:
         "results/logs/encode/{cohort}-{codec}-{shard}.log",
     benchmark:
         "results/benchmarks/encode/{cohort}-{codec}-{shard}.tsv"
-    params:
-        settings=CODEC_SETTINGS,
-        shard_size=CONFIG.shard_size,
-        code=CODE["encode"],
     threads: 32
     resources:
         **GPU_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
+    params:
+        settings=CODEC_SETTINGS,
+        shard_size=CONFIG.shard_size,
+        code=CODE["encode"],
     script:
         "../workflow_scripts/encode.py"
 
@@ -63,12 +63,12 @@ rule latent_statistics:
         f"results/logs/latent_statistics/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/latent_statistics/{CONFIG.release}.tsv"
+    resources:
+        **CPU_JOB,
     params:
         release=RELEASE_TABLE,
         upstream=ENCODED_BY,
         code=CODE["statistics"],
-    resources:
-        **CPU_JOB,
     script:
         "../workflow_scripts/latent_statistics.py"
 
@@ -84,15 +84,15 @@ rule validate_codec:
         f"results/logs/validate_codec/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/validate_codec/{CONFIG.release}.tsv"
-    params:
-        release=RELEASE_TABLE,
-        codec=CODEC_SETTINGS,
-        upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.codec.validate:validate_codec"),
     threads: 32
     resources:
         **GPU_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
+    params:
+        release=RELEASE_TABLE,
+        codec=CODEC_SETTINGS,
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.codec.validate:validate_codec"),
     script:
         "../workflow_scripts/validate_codec.py"

@@ -1,14 +1,23 @@
 # The report: one page, and the picture of the README.
 
 
+def all_manifests(cohort):
+    """What every stage made of the cohort's scans, in the order of the work."""
+    encoded = [path.replace(".safetensors", ".tsv") for path in latent_shards(cohort)]
+    return [path for stage in STAGES for path in manifests(cohort, stage)] + encoded
+
+
 rule report:
     input:
         release=RELEASE_TABLE,
-        manifests=[manifest(cohort, stage, shard) for cohort in COHORTS for stage in STAGES for shard in shards(cohort)],
+        manifests=[path for cohort in COHORTS for path in all_manifests(cohort)],
         metrics=f"{EVALUATION}/metrics.parquet",
         scans=f"{EVALUATION}/scans.parquet",
         reconstructions=f"{EVALUATION}/reconstructions",
-        samples=[f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv" for run, seed, nfe in sample_sets()],
+        samples=[
+            f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv"
+            for run, seed, nfe in sample_sets()
+        ],
         models=[f"{RELEASE_FOLDER}/runs/{run}/seed-{seed}/model.json" for run, seed in trained_models()],
     output:
         page=report(
@@ -21,17 +30,18 @@ rule report:
             caption="../src/neuromf/paper/report/captions/picture.rst",
             category="Report",
         ),
+        table=f"{RELEASE_FOLDER}/report/metrics.csv",
     log:
         f"results/logs/report/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/report/{CONFIG.release}.tsv"
+    resources:
+        **CPU_JOB,
     params:
         config=CONFIG.model_dump(mode="json"),
         cohorts=list(COHORTS),
         sample_sets=sample_sets(),
         trained_models=trained_models(),
         code=code_hash("neuromf.paper.report.build:build_report"),
-    resources:
-        **CPU_JOB,
     script:
         "../workflow_scripts/report.py"

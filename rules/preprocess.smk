@@ -10,16 +10,16 @@ rule skull_strip:
         "results/logs/skull_strip/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/skull_strip/{cohort}-{shard}.tsv"
-    params:
-        rows=shard_rows,
-        settings=CONFIG.preprocess.skull_strip.model_dump(mode="json"),
-        shard_size=CONFIG.shard_size,
-        code=CODE["skull_strip"],
     threads: 32
     resources:
         **(CPU_JOB if CONFIG.preprocess.skull_strip.backend in ("template", "none") else GPU_JOB),
         device=CONFIG.device,
         weights_dir=weights_folder(),
+    params:
+        rows=shard_rows,
+        settings=CONFIG.preprocess.skull_strip.model_dump(mode="json"),
+        shard_size=CONFIG.shard_size,
+        code=CODE["skull_strip"],
     script:
         "../workflow_scripts/skull_strip.py"
 
@@ -33,13 +33,13 @@ rule bias_correct:
         "results/logs/bias_correct/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/bias_correct/{cohort}-{shard}.tsv"
+    threads: 32
+    resources:
+        **CPU_JOB,
     params:
         settings=CONFIG.preprocess.bias_field.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
         code=CODE["bias_correct"],
-    threads: 32
-    resources:
-        **CPU_JOB,
     script:
         "../workflow_scripts/bias_correct.py"
 
@@ -53,13 +53,13 @@ rule conform:
         "results/logs/conform/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/conform/{cohort}-{shard}.tsv"
+    threads: 32
+    resources:
+        **CPU_JOB,
     params:
         settings=CONFIG.preprocess.conform.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
         code=CODE["conform"],
-    threads: 32
-    resources:
-        **CPU_JOB,
     script:
         "../workflow_scripts/conform.py"
 
@@ -73,9 +73,9 @@ rule check_failures:
         "results/logs/check_failures/{cohort}.log",
     benchmark:
         "results/benchmarks/check_failures/{cohort}.tsv"
-    params:
-        max_failed_fraction=CONFIG.max_failed_fraction,
     resources:
         **CPU_JOB,
+    params:
+        max_failed_fraction=CONFIG.max_failed_fraction,
     script:
         "../workflow_scripts/check_failures.py"

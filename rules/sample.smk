@@ -13,15 +13,15 @@ rule sample:
         f"results/logs/sample/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
     benchmark:
         f"results/benchmarks/sample/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
-    params:
-        n=CONFIG.sample.n,
-        seed=CONFIG.sample.seed,
-        code=code_hash("neuromf.generation.generate:sample_latents"),
     threads: 32
     resources:
         **GPU_JOB,
         device=CONFIG.device,
         batch_size=CONFIG.sample.batch_size,
+    params:
+        n=CONFIG.sample.n,
+        seed=CONFIG.sample.seed,
+        code=code_hash("neuromf.generation.generate:sample_latents"),
     script:
         "../workflow_scripts/sample.py"
 
@@ -29,7 +29,8 @@ rule sample:
 rule decode:
     input:
         latents=f"{SAMPLES}/latents.safetensors",
-        about=rules.train.output.about,
+        training=released_latents,
+        manifests=released_encodings,
         codec=trained_codec,
     output:
         participants=f"{SAMPLES}/participants.tsv",
@@ -38,13 +39,14 @@ rule decode:
         f"results/logs/decode/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
     benchmark:
         f"results/benchmarks/decode/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
-    params:
-        codec=CODEC_SETTINGS,
-        code=code_hash("neuromf.generation.generate:decode_latents"),
     threads: 32
     resources:
         **GPU_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
+    params:
+        release=RELEASE_TABLE,
+        codec=CODEC_SETTINGS,
+        code=code_hash("neuromf.generation.generate:decode_latents"),
     script:
         "../workflow_scripts/decode.py"

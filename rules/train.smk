@@ -27,11 +27,6 @@ rule train:
         f"results/logs/train/{CONFIG.release}-{{run}}-{{seed}}.log",
     benchmark:
         f"results/benchmarks/train/{CONFIG.release}-{{run}}-{{seed}}.tsv"
-    params:
-        release=RELEASE_TABLE,
-        config=training_config,
-        upstream=ENCODED_BY,
-        code=code_hash("neuromf.training.run:train_run"),
     threads: 32
     resources:
         mem_mb=8000,
@@ -39,5 +34,10 @@ rule train:
         gpu=1,
         device=CONFIG.device,
         checkpoints=f"{RELEASE_FOLDER}/checkpoints/{{run}}-{{seed}}",
+    params:
+        release=RELEASE_TABLE,
+        config=training_config,
+        upstream=ENCODED_BY,
+        code=code_hash("neuromf.training.run:train_run"),
     script:
         "../workflow_scripts/train.py"

@@ -6,10 +6,13 @@ with logged(snakemake):
     from neuromf.paper.report.build import ReportInputs, SampleSet, TrainingRun, build_report
     from neuromf.provenance import git_commit
 
+    def stage_of(manifest: Path) -> str:
+        return "encode" if manifest.parts[3] == "latents" else manifest.parent.name
+
     params, release_folder = snakemake.params, Path(snakemake.output.page).parents[1]
     stages = {}
     for path in map(Path, snakemake.input.manifests):
-        stages.setdefault(path.parts[2], {}).setdefault(path.parent.name, []).append(path)
+        stages.setdefault(path.parts[2], {}).setdefault(stage_of(path), []).append(path)
     inputs = ReportInputs(
         release=release_folder.name,
         release_table=Path(snakemake.input.release),
@@ -25,4 +28,5 @@ with logged(snakemake):
         config=params.config,
         git_commit=git_commit(Path(__file__).parent),
     )
-    build_report(inputs, page=Path(snakemake.output.page), picture=Path(snakemake.output.picture))
+    output = snakemake.output
+    build_report(inputs, page=Path(output.page), picture=Path(output.picture), table=Path(output.table))

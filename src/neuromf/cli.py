@@ -35,13 +35,16 @@ def index(
     path: Annotated[Path, typer.Argument(help="BIDS folder, a known download layout or a flat folder of NIfTIs.")],
     cohort: Annotated[str, typer.Option(help="Name of the cohort.")],
     modality: Annotated[list[str] | None, typer.Option(help="Only these (T1w, FLAIR, …); default: all.")] = None,
+    skull_stripped: Annotated[
+        bool | None, typer.Option("--skull-stripped/--whole-head", help="Of all scans found; default: by the layout.")
+    ] = None,
     tables: Annotated[Path, typer.Option(help="Folder of the cohort tables.")] = TABLES,
 ) -> None:
     """Write or extend a cohort's table with the scans found in a folder."""
     from neuromf.cohort.index import index as index_folder
 
     with _readable_errors():
-        print(index_folder(path, cohort, tables, modality=modality))
+        print(index_folder(path, cohort, tables, modality=modality, skull_stripped=skull_stripped))
 
 
 @release_app.command("create")
@@ -49,10 +52,13 @@ def release_create(
     name: Annotated[str, typer.Argument(help="Name of the release.")],
     cohort: Annotated[list[str], typer.Option(help="Cohort to draw on; may be given several times.")],
     modality: Annotated[str, typer.Option(help="Modality of the scans.")] = "T1w",
+    fractions: Annotated[
+        tuple[float, float, float], typer.Option(help="Shares of train, val and test among participants.")
+    ] = (0.8, 0.1, 0.1),
     tables: Annotated[Path, typer.Option(help="Folder of the cohort tables.")] = TABLES,
     releases: Annotated[Path, typer.Option(help="Folder of the release tables.")] = RELEASES,
 ) -> None:
-    """Freeze the scans that cohorts hold now, split 80/10/10 by a hash of the participant's ID."""
+    """Freeze the scans that cohorts hold now, split by a hash of the participant's ID."""
     from collections import Counter
 
     from neuromf.cohort.release import create_release
@@ -60,7 +66,7 @@ def release_create(
 
     with _readable_errors():
         cohorts = [read_cohort(tables / f"{one}.tsv") for one in cohort]
-        rows = create_release(name, cohorts, releases, modality=modality)
+        rows = create_release(name, cohorts, releases, modality=modality, fractions=fractions)
     counts = Counter(row.split for row in rows)
     print(f"{releases / name}.tsv: {len(rows)} scans ({', '.join(f'{counts[s]} {s}' for s in ('train', 'val', 'test'))})")
 

@@ -212,7 +212,9 @@ class Network(Section):
 
     channels: tuple[int, ...] = setting((64, 128, 256, 512), "Channels per level", source="NV-Generate")
     attention: tuple[bool, ...] = setting((False, False, True, True), "Self-attention per level", source="NV-Generate")
-    head_channels: tuple[int, ...] = setting((0, 0, 32, 32), "Channels per attention head", source="NV-Generate")
+    head_channels: tuple[int, ...] = setting(
+        (0, 0, 32, 32), "Channels per attention head, 0: one head; the middle block takes the last", source="NV-Generate"
+    )
     residual_blocks: int = setting(2, "Residual blocks per level", ge=1, source="NV-Generate")
     norm_groups: int = setting(32, "Groups of the group normalisation", ge=1)
 
@@ -220,6 +222,10 @@ class Network(Section):
     def _check(self) -> Network:
         if not len(self.channels) == len(self.attention) == len(self.head_channels):
             raise ValueError("channels, attention and head_channels must have one entry per level")
+        if any(width % self.norm_groups for width in self.channels):
+            raise ValueError(f"channels {self.channels}: each must be a multiple of norm_groups = {self.norm_groups}")
+        if any(head and width % head for head, width in zip(self.head_channels, self.channels, strict=True)):
+            raise ValueError(f"head_channels {self.head_channels} must divide channels {self.channels}")
         return self
 
 

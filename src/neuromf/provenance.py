@@ -125,9 +125,8 @@ def _source(module: str) -> str | None:
     parts = module.split(".")
     folder = importlib.resources.files(PACKAGE)
     for path in (folder.joinpath(*parts[1:], "__init__.py"), folder.joinpath(*parts[1:-1], f"{parts[-1]}.py")):
-        if len(parts) > 1 or path.name == "__init__.py":
-            if path.is_file():
-                return path.read_text(encoding="utf-8")
+        if (len(parts) > 1 or path.name == "__init__.py") and path.is_file():
+            return path.read_text(encoding="utf-8")
     return None
 
 

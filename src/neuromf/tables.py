@@ -117,7 +117,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary.chmod(0o644)
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from neuromf.codec.weights import CodecError, weights_path
 from neuromf.config import Codec
 from neuromf.tables import file_sha256
 
@@ -27,21 +27,11 @@ ARCHITECTURE = ("channels", "residual_blocks", "norm_groups", "latent_channels")
 PUBLISHED_PARAMETERS = 20_944_897  # of the defaults of `Codec`, in 130 tensors (facts.md §1)
 PUBLISHED_TENSORS = 130
 DOWNSAMPLING = 4  # voxels of a volume's side per latent voxel: two halvings
-DEMO_FOLDER = Path(__file__).parent / "demo"
 
 # Where a wrapped checkpoint keeps its state dict, in the order they are looked for.
 _WRAPPERS = ("unet_state_dict", "autoencoder_state_dict", "state_dict", "model_state_dict", "model", "autoencoder")
 # All that a published .pt may hold besides tensors and plain containers: its scale factor may be a MetaTensor.
 _ALLOWED_CLASSES: list[Any] = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys]
-_WHAT_TO_FETCH = (
-    "Fetch autoencoder_v2.pt (or autoencoder_v1.pt) of the repository NVIDIA NV-Generate-CTMR / MAISI on Hugging Face,"
-    " put it into the folder `weights_dir` (or NEUROMF_WEIGHTS) and set codec.weights to its name or path;"
-    " `codec.weights: demo` uses the small codec that ships with NeuroMF"
-)
-
-
-class CodecError(ValueError):
-    """Weights that cannot be used; the message names the file, what is wrong and the remedy."""
 
 
 def build(settings: Codec) -> AutoencoderKlMaisi:
@@ -95,6 +85,11 @@ class FrozenCodec:
     settings: Codec
     sha256: str  # of the weights file
     device: torch.device
+
+    def latent_shape(self, volume: Sequence[int]) -> tuple[int, int, int, int]:
+        """Return the shape (C, D/4, H/4, W/4) of the latent of a volume (D, H, W)."""
+        depth, height, width = (side // DOWNSAMPLING for side in volume)
+        return self.settings.latent_channels, depth, height, width
 
     @torch.no_grad()
     def encode(self, volumes: torch.Tensor) -> torch.Tensor:
@@ -162,27 +157,6 @@ def load_codec(
     load_weights(network, read_state(path), path)
     device = torch.device(device)
     return FrozenCodec(network.to(device).eval().requires_grad_(False), settings, sha256, device)
-
-
-def weights_path(settings: Codec, *, weights_dir: str | Path | None = None, trained: Path | None = None) -> Path:
-    """Return the file that ``settings.weights`` means.
-
-    Raises:
-        CodecError: no weights named, or the file does not exist; says what to fetch and where to put it.
-    """
-    if settings.weights is None:
-        raise CodecError(f"codec.weights is null, but codec {settings.name!r} needs weights. {_WHAT_TO_FETCH}")
-    if settings.weights == "trained" and trained is None:
-        raise CodecError("codec.weights is `trained`: run the rule train_codec and give the folder it wrote")
-    folder = weights_dir or os.environ.get("NEUROMF_WEIGHTS")
-    named = {"demo": DEMO_FOLDER, "trained": trained}.get(settings.weights) or Path(settings.weights).expanduser()
-    candidates = [named] if named.is_absolute() or folder is None else [named, Path(folder) / named]
-    for candidate in candidates:
-        file = candidate / "codec.safetensors" if candidate.is_dir() else candidate
-        if file.is_file():
-            return file
-    tried = " and ".join(str(candidate) for candidate in candidates)
-    raise CodecError(f"codec.weights {settings.weights!r}: no such file (looked at {tried}). {_WHAT_TO_FETCH}")
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -19,11 +19,13 @@ from neuromf.volume import write_volume
 __all__ = ["Head", "Person", "draw_person", "make_head", "make_heads", "phantom_cohort", "write_dataset_files"]
 
 
-def phantom_cohort(name: str, n: int, root: Path, settings: Phantom, *, prefix: str = "demo") -> Cohort:
+def phantom_cohort(
+    name: str, n: int, root: Path, settings: Phantom, *, prefix: str = "phantom", digits: int = 3
+) -> Cohort:
     """Return the table of ``n`` phantom participants ``<prefix>001`` … with their ages and sexes."""
     scans = []
     for number in range(1, n + 1):
-        participant = f"{prefix}{number:03d}"
+        participant = f"{prefix}{number:0{digits}d}"
         person = draw_person(settings, participant)
         extra = {"age": f"{person.age:.1f}", "sex": person.sex}
         scans.append(

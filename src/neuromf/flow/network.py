@@ -44,7 +44,9 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
             num_channels=config.channels,
             attention_levels=config.attention,
             norm_num_groups=config.norm_groups,
-            num_head_channels=config.head_channels,
+            num_head_channels=[
+                head or width for head, width in zip(config.head_channels, config.channels, strict=True)
+            ],
             resblock_updown=True,
             include_fc=True,
         )

@@ -137,7 +137,7 @@ class MeanFlowObjective:
             return (ahead - behind) / (2 * step)
 
     def _lp(self, error: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return L_p = Σ_c λ_c · mean_space |e_c|^p_c per sample, (B,), equation (10), and its channels' means, (C,)."""
+        """Return L_p = Σ_c λ_c · mean_space |e_c|^p_c of each sample, (B,), (10), and each channel's mean, (C,)."""
         powers = error.abs().pow(self._per_channel(self.p, error))
         space = tuple(range(2, error.ndim))
         if mask is not None:

@@ -99,7 +99,9 @@ class Logbook(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         train = pl_module.config.train
-        self.bar = tqdm(total=train.updates, initial=self.resumed_at, unit="update", desc="train", dynamic_ncols=True, mininterval=1)
+        self.bar = tqdm(
+            total=train.updates, initial=self.resumed_at, unit="update", desc="train", dynamic_ncols=True, mininterval=1
+        )
         self.since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:

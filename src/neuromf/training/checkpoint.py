@@ -164,7 +164,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
 
 @dataclass(frozen=True)
 class Progress:
-    """The state after ``update`` updates. Random numbers and data order follow from (seed, update), so none are kept."""
+    """The state after ``update`` updates; random numbers and data order follow from (seed, update)."""
 
     update: int
     seconds: float  # of training so far, over all resumed parts

@@ -87,7 +87,7 @@ def train_run(
     checkpoint_folder: Path,
     code: str = "",
 ) -> dict[str, Any]:
-    """Train one model and write ``model.safetensors``, ``model.json``, ``metrics.csv``, ``val.csv`` and ``tensorboard/``.
+    """Train one model; writes model.safetensors, model.json, metrics.csv, val.csv and tensorboard/ into ``folder``.
 
     Everything random depends on (seed, update) only, so a resumed run ends where an undisturbed one would.
 
