@@ -8,8 +8,15 @@ def training_config(wildcards):
     return {key: settings[key] for key in ("preprocess", "codec", "flow", "network", "train")}
 
 
+def warm_start(wildcards):
+    """The model a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
+    folder = CONFIG.for_run(wildcards.run).train.warm_start
+    return [] if folder in (None, "demo") else f"{folder}/model.safetensors"
+
+
 rule train:
     input:
+        warm_start=warm_start,
         statistics=f"{RELEASE_FOLDER}/latent_statistics.json",
         latents=released_latents,
         manifests=released_encodings,

@@ -24,7 +24,9 @@ with logged(snakemake):
             SampleSet(run, seed, nfe, release_folder / f"samples/{run}/seed-{seed}/nfe-{nfe}")
             for run, seed, nfe in params.sample_sets
         ],
-        training=[TrainingRun(run, seed, release_folder / f"runs/{run}/seed-{seed}") for run, seed in params.trained_models],
+        training=[
+            TrainingRun(run, seed, release_folder / f"runs/{run}/seed-{seed}") for run, seed in params.trained_models
+        ],
         config=params.config,
         git_commit=git_commit(Path(__file__).parent),
     )

@@ -180,7 +180,9 @@ class Times(Section):
     )
     mean: float = setting(0.8, "Mean of logit(t)", source="pMF")
     std: float = setting(0.8, "Standard deviation of logit(t)", gt=0, source="pMF")
-    t_min: float = setting(0.05, "Times are clipped to [t_min, 1]; also the floor of the x-prediction's divisor", gt=0, lt=1)
+    t_min: float = setting(
+        0.05, "Times are clipped to [t_min, 1]; also the floor of the x-prediction's divisor", gt=0, lt=1, source="pMF"
+    )
     r_equals_t: float = setting(0.5, "Share of rows with r = t (exact in every batch)", ge=0, le=1, source="iMF")
     r_given_t: Literal["uniform", "pair"] = setting(
         "uniform", "r uniform in (0, t), or the smaller of two draws of the distribution"
@@ -213,7 +215,7 @@ class Network(Section):
     channels: tuple[int, ...] = setting((64, 128, 256, 512), "Channels per level", source="NV-Generate")
     attention: tuple[bool, ...] = setting((False, False, True, True), "Self-attention per level", source="NV-Generate")
     head_channels: tuple[int, ...] = setting(
-        (0, 0, 32, 32), "Channels per attention head, 0: one head; the middle block takes the last", source="NV-Generate"
+        (0, 0, 32, 32), "Channels per attention head, 0: one head; the middle block: the last", source="NV-Generate"
     )
     residual_blocks: int = setting(2, "Residual blocks per level", ge=1, source="NV-Generate")
     norm_groups: int = setting(32, "Groups of the group normalisation", ge=1)
@@ -318,8 +320,9 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merges = isinstance(old, Mapping) and isinstance(value, Mapping) and key != "runs"
-        merged[key] = overlay(old, value) if merges else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key != "runs":
+            value = overlay(old, value)
+        merged[key] = value
     return merged
 
 

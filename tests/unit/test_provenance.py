@@ -16,7 +16,7 @@ def entry(x: int) -> int:
 def unrelated():
     return 1
 '''
-BASE = '''
+BASE = """
 def helper(x):
     return inner(x)
 def inner(x):
@@ -25,7 +25,7 @@ def other(x):
     return x
 def unused():
     return 2
-'''
+"""
 
 
 @pytest.fixture

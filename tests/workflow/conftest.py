@@ -1,75 +1,11 @@
-"""Builders of small real projects that the workflow tests run Snakemake on."""
+"""Fixtures of the workflow tests."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
-import yaml
-from nilearn.datasets import load_mni152_template
-from nilearn.image import resample_img
-
-REPOSITORY = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-SCANS = 12
-
-
-@dataclass(frozen=True)
-class Project:
-    """A user's folder: their scans, tables and configuration; the workflow runs in it from the repository's Snakefile."""
-
-    folder: Path
-
-    def neuromf(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self._run([str(BIN / "neuromf"), *arguments])
-
-    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        snakefile = str(REPOSITORY / "Snakefile")
-        done = self._run([str(BIN / "snakemake"), "--snakefile", snakefile, "--directory", str(self.folder), *arguments])
-        if check:
-            assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
-        return done
-
-    def planned(self, *arguments: str) -> dict[str, int]:
-        """Return how many jobs of each rule would run."""
-        done = self.snakemake("--dry-run", "--quiet", "reason", *arguments)
-        lines = (line.split() for line in done.stdout.splitlines() + done.stderr.splitlines())
-        return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit() and words[0] != "total"}
-
-    def configure(self, **settings: object) -> None:
-        (self.folder / "config").mkdir(exist_ok=True)
-        (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(settings))
-
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def small_brain(index: int) -> nib.Nifti1Image:
-    """A skull-stripped brain at 4 mm, scaled and shaded a little differently for every index."""
-    rng = np.random.default_rng(index)
-    scale = np.diag([*(4.0 * rng.uniform(0.92, 1.08, 3)), 1.0])
-    template = load_mni152_template(resolution=2)
-    shape = (48, 56, 48)
-    scale[:3, 3] = template.affine[:3, :3] @ np.array(template.shape) / 2 + template.affine[:3, 3]
-    scale[:3, 3] -= scale[:3, :3] @ np.array(shape) / 2
-    brain = resample_img(template, scale, shape, copy_header=True, force_resample=True).get_fdata()
-    shade = 1 + 0.1 * rng.normal() * np.linspace(-1, 1, shape[0])[:, None, None]
-    brain = np.clip(brain, 0, None) * shade * rng.uniform(200, 800)
-    affine = np.diag([4.0, 4.0, 4.0, 1.0])
-    return nib.Nifti1Image(brain.astype(np.int16), affine)
-
-
-def write_scan(root: Path, participant: str, index: int) -> None:
-    folder = root / f"sub-{participant}" / "anat"
-    folder.mkdir(parents=True)
-    nib.save(small_brain(index), folder / f"sub-{participant}_T1w.nii.gz")
+from builders import SCANS, write_scan
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from monai.networks.nets import PatchDiscriminator
 
 KL_BOUNDS = (1e-10, 1e-2)  # the adapted weight stays inside: beyond, one term is all there is
 KL_RATE = 0.02  # of the controller, per update: an excess of e-fold changes the weight by 2 % per update
+KL_RETURN_RATE = 0.005  # per update, towards the starting weight while the latents' scale is as it should be
 STD_MEMORY = 0.98  # of the running moments the controller looks at: about 50 updates
 
 
@@ -26,12 +27,14 @@ class KlController:
     """Adapts the KL weight β until the standard deviation of the posterior means lies in a target interval.
 
     The KL term pulls the means towards 0, so β rises while they are too wide and falls while they are too narrow, by an
-    integral controller in log space: log β ← log β + rate · e, with e = log(s/high) above the interval, log(s/low) below
-    it and 0 inside. s² is the mean over channels of the running variance over batch and space.
+    integral controller in log space: log β ← log β + rate · e, with e = log(s/high) above the interval and log(s/low)
+    below it. Inside it β goes back to its starting value, log β ← log β + return rate · (log β₀ − log β): a β that the
+    first updates drove up would otherwise hold the posterior's noise high, and with it the error of the reconstruction,
+    for the whole run. s² is the mean over channels of the running variance over batch and space.
     """
 
     def __init__(self, weight: float, target: tuple[float, float]) -> None:
-        self.weight = weight
+        self.start = self.weight = weight
         self.target = target
         self.moments: tuple[float, float] | None = None  # running mean over channels of μ̄_c² and of the mean square
 
@@ -54,8 +57,9 @@ class KlController:
         low, high = self.target
         nearest = min(max(self.std, low), high)
         excess = math.log(max(self.std, 1e-6) / nearest)
-        if self.weight > 0 and excess:
-            self.weight = min(max(self.weight * math.exp(KL_RATE * excess), KL_BOUNDS[0]), KL_BOUNDS[1])
+        if self.start > 0:
+            step = KL_RATE * excess if excess else KL_RETURN_RATE * math.log(self.start / self.weight)
+            self.weight = min(max(self.weight * math.exp(step), KL_BOUNDS[0]), KL_BOUNDS[1])
 
 
 class Adversary:

@@ -150,7 +150,7 @@ def _read(layout: Layout, paths: Sequence[str], wanted: Sequence[str]) -> tuple[
     for path in paths:
         scan = layout.read(path)
         if scan is None:
-            where = "in a sub-folder, or a mask by its name" if layout is FLAT else "not named like a scan"
+            where = "in a sub-folder, or no structural scan by its name" if layout is FLAT else "not named like a scan"
             skipped.append(Skipped(path, f"{where} (layout: {layout.name})"))
         elif scan.modality not in wanted:
             skipped.append(Skipped(path, f"its modality {scan.modality} is not asked for"))
@@ -201,10 +201,11 @@ def identifiers(raw: Iterable[str], known: Mapping[str | None, str | None]) -> d
     ids = {person: identifier for person, identifier in known.items() if person and identifier}
     new = sorted(set(raw) - set(ids))
     plain = {person: re.sub(r"[^A-Za-z0-9]", "", person) for person in new}
-    claims = Counter([*plain.values(), *ids.values()])
+    given = set(ids.values())
+    claims = Counter(plain.values())
     for person in new:
-        unchanged = plain[person] == person and person not in ids.values()
-        if plain[person] and (claims[plain[person]] == 1 or unchanged):
+        alone = claims[plain[person]] == 1 or plain[person] == person
+        if plain[person] and alone and plain[person] not in given:
             ids[person] = plain[person]
         else:
             ids[person] = f"{plain[person]}x{hashlib.sha256(person.encode()).hexdigest()[:8]}"
@@ -270,7 +271,8 @@ def _nothing(path: Path, paths: Sequence[str], wanted: Sequence[str], skipped: S
     if not paths:
         return f"{path}: no .nii or .nii.gz file below it; convert DICOM first, for instance with dcm2niix into BIDS"
     reasons = ", ".join(f"{count} × {reason}" for reason, count in Counter(s.reason for s in skipped).most_common(4))
-    return f"{path}: none of its {len(paths)} NIfTI files is a scan of {' or '.join(wanted)}: {reasons}. See docs/cohorts.md"
+    wish = " or ".join(wanted)
+    return f"{path}: none of its {len(paths)} NIfTI files is a scan of {wish}: {reasons}. See docs/cohorts.md"
 
 
 def _by_modality(scans: Sequence[Scan]) -> str:

@@ -69,7 +69,7 @@ class Layout:
             modality=modality,
             mask=re.sub(*self.mask, path) if self.mask else None,
             skull_stripped=self.skull_stripped or bool(groups.get("brain")),
-            rank=(repeats, path),
+            rank=(repeats, re.sub(r"\d+", lambda number: number[0].zfill(8), path)),  # run-2 before run-10
             extra={column: groups[column] for column in self.columns if groups[column]},
         )
 
@@ -133,7 +133,7 @@ FLAT = Layout(
         rf"(?:[-_.](?P<suffix>{_NAMES}))?\.nii(?:\.gz)?",
         re.IGNORECASE,
     ),
-    rejected=re.compile(r"(?:mask|seg|label|labels|aparc|lesion)\.nii", re.IGNORECASE),
+    rejected=re.compile(r"(?:mask|seg|labels?|aparc|lesion|bold|dwi|dti|adc|asl|swi|mra)\.nii", re.IGNORECASE),
 )
 
 

@@ -36,7 +36,7 @@ def create_release(
     if any(f < 0 for f in fractions) or not math.isclose(sum(fractions), 1.0):
         raise TableError(f"fractions {fractions} of train, val and test must be at least 0 and sum to 1")
     if twice := [cohort for cohort, count in Counter(cohort.name for cohort in cohorts).items() if count > 1]:
-        raise TableError(f"cohort {twice[0]} is given {name!r} twice; give it once")
+        raise TableError(f"release {name}: cohort {twice[0]} is given twice; give it once")
     rows = tuple(
         ReleaseRow(s.participant_id, s.session_id, modality, cohort.name, split_of(s.participant_id, fractions))
         for cohort in cohorts
@@ -70,7 +70,7 @@ def _check_splits(
     if not rows:
         found = sorted({scan.modality for cohort in cohorts for scan in cohort.scans})
         raise TableError(
-            f"release {name}: no {modality} scan in the cohorts given ({given}); they have: {', '.join(found) or 'nothing'}"
+            f"release {name}: no {modality} scan in the cohorts given ({given}); they hold {', '.join(found) or 'nothing'}"
         )
     people = Counter(split for _, split in {(row.participant_id, row.split) for row in rows})
     for split in ("train", "test"):

@@ -1,13 +1,12 @@
 """The evaluation of a release: its real scans once, each folder of samples, decoded noise as the bad end of the scale.
 
-Every job writes one JSON part; `neuromf.evaluation.rows.merge_metrics` makes the tidy tables of them. What each figure means is
+Every job writes one JSON part; `merge_metrics` makes the tidy tables of them. What each figure means is
 told in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,18 @@ from tqdm import tqdm
 
 from neuromf import __version__
 from neuromf.config import Evaluate
-from neuromf.evaluation import memorisation
 from neuromf.evaluation.features import Extractor, VolumeCodec, cached_features, codec_extractor
-from neuromf.evaluation.frechet import frechet_estimate, kernel_estimate
-from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
-from neuromf.evaluation.morphometry import TISSUES, compare_volumes
-from neuromf.evaluation.rows import REFERENCE_RUNS, Part, write_parts
+from neuromf.evaluation.measure import (
+    add_distances,
+    add_fidelity,
+    add_nearest,
+    add_sample_figures,
+    add_scans,
+    add_seconds,
+    add_volumes,
+    nearest_scans,
+)
+from neuromf.evaluation.rows import METRIC_COLUMNS, REFERENCE_RUNS, SCAN_COLUMNS, Part, write_parquet, write_parts
 from neuromf.evaluation.scans import (
     EvaluationError,
     Grid,
@@ -37,13 +42,10 @@ from neuromf.evaluation.scans import (
     read_reference,
     write_reference,
 )
-from neuromf.tables import SPLITS, content_hash
+from neuromf.tables import SPLITS, content_hash, write_text
 from neuromf.volume import write_volume
 
-log = logging.getLogger(__name__)
-
 PICTURED = 4  # scans whose reconstruction is kept as NIfTI for the report
-NETWORK_AND_DECODER = ("network", "decode", "total")
 
 
 def evaluate_reference(
@@ -88,20 +90,20 @@ def evaluate_reference(
     rebuilt = _reconstruct(shown, codec, extractor, grid, reconstructions)
 
     floor = Part(release, "real")
-    _add_distances(floor, scans.splits["train"], scans, settings)
-    _add_volumes(floor, scans.every, settings)
-    nearest = _nearest(scans.held_out, scans, extractor)
-    _add_nearest(floor, nearest, settings)
+    add_distances(floor, scans.splits["train"], scans, settings)
+    add_volumes(floor, scans.every, settings)
+    nearest = nearest_scans(scans.held_out, scans, extractor)
+    add_nearest(floor, nearest, settings)
     for split in SPLITS:
-        known = _nearest(scans.splits[split], scans, extractor) if split != "train" else {}
-        _add_scans(floor, scans.splits[split], split, known, scans)
+        known = nearest_scans(scans.splits[split], scans, extractor) if split != "train" else {}
+        add_scans(floor, scans.splits[split], split, known, scans)
     fidelity = Part(release, "reconstruction")
     if shown is real.get("test"):
-        _add_distances(fidelity, rebuilt, scans, settings)
-    _add_volumes(fidelity, rebuilt, settings)
-    _add_scans(fidelity, rebuilt, "reconstruction", {}, scans)
+        add_distances(fidelity, rebuilt, scans, settings)
+    add_volumes(fidelity, rebuilt, settings)
+    add_scans(fidelity, rebuilt, "reconstruction", {}, scans)
     linear = Part(release, "linear_reconstruction")
-    _add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
+    add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
 
     write_reference(reference, scans)
     provenance = _provenance(extractor, codec, settings)
@@ -142,8 +144,8 @@ def evaluate_samples(
         raise EvaluationError(f"{samples} holds no sub-*.nii.gz; decode the samples first")
     generated = describe_files(files, extractor, cache, scans.grid, label=f"{run} seed {seed} nfe {nfe}")
     figures = Part(release, run, seed, nfe)
-    _add_sample_figures(figures, generated, scans, extractor, settings)
-    _add_seconds(figures, samples / "sample_timing.json", settings)
+    add_sample_figures(figures, generated, scans, extractor, settings)
+    add_seconds(figures, samples / "sample_timing.json", settings)
     write_parts(part, [figures], _provenance(extractor, codec, settings) | {"samples": len(generated)})
 
 
@@ -178,113 +180,46 @@ def evaluate_noise(
         noise = np.random.default_rng([seed, index]).standard_normal(latent_shape, dtype=np.float32)
         volume = _decode(codec, torch.from_numpy(mean + std * noise))
         if volume.shape != scans.grid.shape:
-            raise EvaluationError(f"latents of {latent_shape} decode to {volume.shape}, the scans have {scans.grid.shape}")
+            raise EvaluationError(
+                f"latents of {latent_shape} decode to {volume.shape}, the scans have {scans.grid.shape}"
+            )
         described.append(
             describe(f"noise{index:05d}", volume, scans.grid, cached_features(volume, "", extractor, None))
         )
     figures = Part(release, "noise")
-    _add_sample_figures(figures, join(described), scans, extractor, settings)
+    add_sample_figures(figures, join(described), scans, extractor, settings)
     write_parts(part, [figures], _provenance(extractor, codec, settings) | {"samples": n})
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
+def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
+    """Merge the jobs' JSON files to ``metrics`` (parquet, and the same rows as .json beside it) and ``scans`` (parquet).
 
-
-def _add_sample_figures(
-    part: Part, generated: ScanSet, scans: Reference, extractor: Extractor, settings: Evaluate
-) -> None:
-    """Add all that is measured of generated volumes: distances, tissue volumes and copies."""
-    real = scans.every
-    _add_distances(part, generated, scans, settings)
-    _add_volumes(part, generated, settings)
-    for tissue in TISSUES:
-        for name, estimate in compare_volumes(generated.tissue(tissue), real.tissue(tissue), settings).items():
-            part.add(name, tissue, estimate)
-    brain = generated.tissue("brain")
-    inside = (brain >= real.tissue("brain").min()) & (brain <= real.tissue("brain").max())
-    part.add("brain_volume_in_real_range", "brain", share_estimate(inside, settings))
-    nearest = _nearest(generated, scans, extractor)
-    _add_nearest(part, nearest, settings)
-    null = _nearest(scans.held_out, scans, extractor)
-    for name, larger in (("pixels", True), (extractor.name, False)):
-        if null:
-            closer = memorisation.closer_than_null(nearest[name].value, null[name].value, larger_is_closer=larger)
-            part.add("closer_to_training_than_null", "brain", share_estimate(closer, settings), name)
-    _add_scans(part, generated, "generated", nearest, scans)
-
-
-def _add_distances(part: Part, volumes: ScanSet, scans: Reference, settings: Evaluate) -> None:
-    test = scans.splits["test"]
-    if min(len(volumes), len(test)) < 2:
-        log.warning("%s: %d volumes and %d test scans; distances need two of each", part.run, len(volumes), len(test))
-        missing = Estimate(None, None, None, len(volumes))
-        part.add("frechet_distance", "test", missing, scans.extractor)
-        part.add("kernel_distance", "test", missing, scans.extractor)
-        return
-    part.add(
-        "frechet_distance", "test", frechet_estimate(volumes.features, test.features, settings), scans.extractor
-    )
-    part.add("kernel_distance", "test", kernel_estimate(volumes.features, test.features, settings), scans.extractor)
-
-
-def _add_volumes(part: Part, volumes: ScanSet, settings: Evaluate) -> None:
-    for tissue in TISSUES:
-        part.add("volume_ml", tissue, mean_estimate(volumes.tissue(tissue), settings))
-
-
-def _add_nearest(part: Part, nearest: Mapping[str, memorisation.Nearest], settings: Evaluate) -> None:
-    metrics = {"pixels": "nearest_training_correlation"}
-    for name, found in nearest.items():
-        metric = metrics.get(name, "nearest_training_distance")
-        part.add(metric, "brain", mean_estimate(found.value, settings), name)
-
-
-def _nearest(volumes: ScanSet, scans: Reference, extractor: Extractor) -> dict[str, memorisation.Nearest]:
-    """Return the nearest training scan of each volume by pixels and by features; nothing for no volumes."""
-    if not len(volumes):
-        return {}
-    train = scans.splits["train"]
-    mirrored = extractor.mirror(volumes.features)
-    return {
-        "pixels": memorisation.nearest_by_correlation(volumes.thumbnails, train.thumbnails),
-        extractor.name: memorisation.nearest_by_features(volumes.features, mirrored, train.features),
-    }
-
-
-def _add_scans(
-    part: Part, volumes: ScanSet, split: str, nearest: Mapping[str, memorisation.Nearest], scans: Reference
-) -> None:
-    """Add one row per volume to the table of scans."""
-    train = scans.splits["train"].ids
-    for row, scan in enumerate(volumes.ids):
-        figures: dict[str, Any] = {
-            f"{tissue}_ml": float(volume) for tissue, volume in zip(TISSUES, volumes.tissues[row], strict=True)
-        }
-        if nearest:
-            pixels, features = nearest["pixels"], nearest[scans.extractor]
-            figures |= {
-                "nearest_scan": train[pixels.index[row]],
-                "nearest_correlation": float(pixels.value[row]),
-                "nearest_mirrored": bool(pixels.mirrored[row]),
-                f"nearest_scan_{scans.extractor}": train[features.index[row]],
-                f"nearest_distance_{scans.extractor}": float(features.value[row]),
-            }
-        part.add_scan(scan, split, figures)
-
-
-def _add_fidelity(parts: Mapping[str, Part], codec_validation: Path, settings: Evaluate) -> None:
-    """Add PSNR, SSIM and MAE of the codec's validation, averaged over its test scans."""
-    rows = json.loads(codec_validation.read_text(encoding="utf-8"))["rows"]
-    for name, part in parts.items():
-        for metric, region in (("psnr", "brain_box"), ("ssim", "brain_box"), ("mae", "brain")):
-            part.add(metric, region, mean_estimate([row[metric] for row in rows if row["codec"] == name], settings))
-
-
-def _add_seconds(part: Part, timing: Path, settings: Evaluate) -> None:
-    """Add the seconds per volume of network, decoder and both."""
-    content = json.loads(timing.read_text(encoding="utf-8"))
-    for stage in NETWORK_AND_DECODER:
-        part.add("seconds_per_volume", stage, mean_estimate(content[stage], settings))
+    Raises:
+        ValueError: no parts, or two parts hold the same run, seed and NFE.
+    """
+    metric_rows: list[dict[str, Any]] = []
+    scan_rows: list[dict[str, Any]] = []
+    provenance = []
+    seen: dict[tuple[Any, ...], Path] = {}
+    for path in parts:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        provenance.append({"part": path.name} | content["provenance"])
+        for part in content["parts"]:
+            key = (part["release"], part["run"], part["seed"], part["nfe"])
+            if key in seen:
+                raise ValueError(
+                    f"{path} and {seen[key]} both hold run {key[1]}, seed {key[2]}, nfe {key[3]}; give one"
+                )
+            seen[key] = path
+            metric_rows += part["metrics"]
+            scan_rows += part["scans"]
+    if not metric_rows:
+        raise ValueError("nothing to merge: no part holds a figure")
+    write_parquet(metrics, metric_rows, METRIC_COLUMNS)
+    write_parquet(scans, scan_rows, SCAN_COLUMNS)
+    ordered = [{column: row[column] for column in METRIC_COLUMNS} for row in metric_rows]
+    content = {"provenance": provenance, "rows": ordered}
+    write_text(metrics.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 # --- volumes --------------------------------------------------------------------------------------------------------

@@ -83,9 +83,10 @@ def mirror_pooled(features: NDArray[np.floating]) -> NDArray[np.floating]:
 def cached_features(
     volume: NDArray[np.floating], sha256: str, extractor: Extractor, cache: Path | None
 ) -> NDArray[np.float32]:
-    """Return the features (F,) of a volume, from ``cache/<extractor>-<key>/<volume's sha256>.safetensors`` when they are there.
+    """Return the features (F,) of a volume, from the cache when they are there.
 
-    ``cache`` None computes without a cache, for volumes that are no files.
+    They lie in ``cache/<extractor>-<key>/<sha256 of the volume's file>.safetensors``; ``cache`` None computes without a
+    cache, for volumes that are no files.
     """
     path = None if cache is None else cache / f"{extractor.name}-{extractor.key[:16]}" / f"{sha256}.safetensors"
     if path is not None and path.is_file():

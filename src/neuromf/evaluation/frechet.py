@@ -80,9 +80,7 @@ def _weighted_frechet(x: Array, y: Array, w: Array, v: Array) -> Array:
     trace_x = (w @ np.diag(xx) - n * mean_xx) / (n - 1)
     trace_y = (v @ np.diag(yy) - m * mean_yy) / (m - 1)
     chunk = max(1, _CHUNK_ENTRIES // (n * m))
-    cross = np.concatenate([
-        _cross_trace(xy, w[i : i + chunk], v[i : i + chunk]) for i in range(0, len(w), chunk)
-    ])
+    cross = np.concatenate([_cross_trace(xy, w[i : i + chunk], v[i : i + chunk]) for i in range(0, len(w), chunk)])
     distance = mean_xx + mean_yy - 2 * mean_xy + trace_x + trace_y - 2 * cross
     return np.maximum(distance, 0.0)
 
@@ -100,7 +98,10 @@ def _cross_trace(xy: Array, w: Array, v: Array) -> Array:
 
 
 def _weighted_kernel_distance(x: Array, y: Array, w: Array, v: Array) -> Array:
-    """Return the unbiased MMD² values, (B,). A pair of one scan with its own copy never counts, so that resamples stay unbiased."""
+    """Return the unbiased MMD² values, (B,).
+
+    A pair of one scan with its own copy never counts, so that resamples stay unbiased.
+    """
     within_x, within_y, between = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     np.fill_diagonal(within_x, 0.0)
     np.fill_diagonal(within_y, 0.0)

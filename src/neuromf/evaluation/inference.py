@@ -33,9 +33,7 @@ def resample_counts(n: int, settings: Evaluate, stream: int = 0) -> Array:
     return generator.multinomial(n, np.full(n, 1 / n), size=settings.bootstrap).astype(np.float64)
 
 
-def percentile_interval(
-    value: float, draws: Array, n: int, settings: Evaluate, *, distance: bool = False
-) -> Estimate:
+def percentile_interval(value: float, draws: Array, n: int, settings: Evaluate, *, distance: bool = False) -> Estimate:
     """Return ``value`` with the bootstrap percentile interval of ``draws``.
 
     ``distance`` is for figures that cannot be negative and are biased upwards by few distinct scans, such as a Fréchet

@@ -1,8 +1,8 @@
 """Is a generated volume a copy? The nearest training scan of each sample against that of held-out real scans.
 
-Similarity is Pearson's correlation of the voxels inside the brain on a coarse grid (thumbnails), and the Euclidean distance of
-features; mirrored copies count as copies. Real scans that the model never saw are the null: a sample nearer to the training set
-than they are is suspect.
+Similarity is Pearson's correlation of the voxels inside the brain on a coarse grid (thumbnails), and the Euclidean
+distance of features; mirrored copies count as copies. Real scans that the model never saw are the null: a sample nearer
+to the training set than they are is suspect.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ class Nearest:
 
 def thumbnail(volume: Array) -> NDArray[np.float16]:
     """Return block means of a volume (X, Y, Z) on a grid of at most 32 voxels a side."""
-    grid = [min(THUMBNAIL_SIDE, side) for side in volume.shape]
+    x, y, z = (min(THUMBNAIL_SIDE, side) for side in volume.shape)
     values = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))
-    return adaptive_avg_pool3d(values[None], grid)[0].numpy().astype(np.float16)
+    return adaptive_avg_pool3d(values[None], (x, y, z))[0].numpy().astype(np.float16)
 
 
 def nearest_by_correlation(queries: Array, training: Array) -> Nearest:
     """Return the training thumbnail (M, X, Y, Z) with the highest correlation for each query (N, X, Y, Z).
 
-    The voxels are those in which the training set's mean is brain, and their mirror images. A constant query correlates with nothing (0).
+    The voxels are those in which the training set's mean is brain, and their mirror images. A constant query
+    correlates with nothing (0).
     """
     brain = training.astype(np.float32).mean(axis=0) > BRAIN_INTENSITY
     brain |= brain[::-1]

@@ -17,7 +17,7 @@ from neuromf.config import Evaluate
 from neuromf.evaluation.inference import Estimate, percentile_interval, resample_counts
 
 Array = NDArray[np.float64]
-BACKGROUND = 0.15  # of the [0, 1] range, near half the border's brightness: there blur moves no border (facts measured in docs/evaluation.md)
+BACKGROUND = 0.15  # of the [0, 1] range: near half the border's brightness, so that blur hardly moves the border
 DEEP_MM = 20.0  # ventricles lie deeper than this below the brain's surface, sulci mostly do not
 _BINS = 200
 _KMEANS_STEPS = 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from neuromf.evaluation.inference import Estimate
-from neuromf.tables import atomic_path, write_json, write_text
+from neuromf.tables import atomic_path, write_json
 
 METRIC_COLUMNS = (
     "release", "run", "seed", "nfe", "metric", "region", "extractor", "value", "ci_low", "ci_high", "n"
@@ -39,7 +38,14 @@ class Part:
     def add(self, metric: str, region: str, estimate: Estimate, extractor: str = NO_EXTRACTOR) -> None:
         """Add one figure; ``region`` is the tissue or where in the volume it was taken."""
         value, low, high = estimate.value, estimate.low, estimate.high
-        row = {"metric": metric, "region": region, "extractor": extractor, "value": value, "ci_low": low, "ci_high": high}
+        row = {
+            "metric": metric,
+            "region": region,
+            "extractor": extractor,
+            "value": value,
+            "ci_low": low,
+            "ci_high": high,
+        }
         self.metrics.append(self._key() | row | {"n": estimate.n})
 
     def add_scan(self, scan: str, split: str, figures: dict[str, Any]) -> None:
@@ -55,38 +61,12 @@ def write_parts(path: Path, parts: Sequence[Part], provenance: dict[str, Any]) -
     write_json(path, {"provenance": provenance, "parts": [asdict(part) for part in parts]})
 
 
-def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
-    """Merge the jobs' JSON files to ``metrics`` (parquet, and the same rows as .json beside it) and ``scans`` (parquet).
-
-    Raises:
-        ValueError: no parts, or two parts hold the same run, seed and NFE.
-    """
-    metric_rows: list[dict[str, Any]] = []
-    scan_rows: list[dict[str, Any]] = []
-    provenance = []
-    seen: dict[tuple[Any, ...], Path] = {}
-    for path in parts:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        provenance.append({"part": path.name} | content["provenance"])
-        for part in content["parts"]:
-            key = (part["release"], part["run"], part["seed"], part["nfe"])
-            if key in seen:
-                raise ValueError(f"{path} and {seen[key]} both hold run {key[1]}, seed {key[2]}, nfe {key[3]}; give one")
-            seen[key] = path
-            metric_rows += part["metrics"]
-            scan_rows += part["scans"]
-    if not metric_rows:
-        raise ValueError("nothing to merge: no part holds a figure")
-    _write_parquet(metrics, metric_rows, METRIC_COLUMNS)
-    _write_parquet(scans, scan_rows, SCAN_COLUMNS)
-    ordered = [{column: row[column] for column in METRIC_COLUMNS} for row in metric_rows]
-    content = {"provenance": provenance, "rows": ordered}
-    write_text(metrics.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+def write_parquet(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Write one of the tables with its typed columns."""
     table = pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64", "nfe": "Int64"})
-    numbers = [c for c in columns if c in ("value", "ci_low", "ci_high") or c.endswith(("_ml", "_correlation", "_codec"))]
+    numbers = [
+        c for c in columns if c in ("value", "ci_low", "ci_high") or c.endswith(("_ml", "_correlation", "_codec"))
+    ]
     numbers = [c for c in numbers if c != "nearest_scan_codec"]
     table = table.astype(dict.fromkeys(numbers, "float64"))
     with atomic_path(path) as temporary:

@@ -79,9 +79,7 @@ def describe(scan_id: str, volume: NDArray[np.floating], grid: Grid, features: N
     return ScanSet((scan_id,), features[None], thumbnail(volume)[None], tissues[None])
 
 
-def describe_files(
-    files: Mapping[str, Path], extractor: Extractor, cache: Path, grid: Grid, *, label: str
-) -> ScanSet:
+def describe_files(files: Mapping[str, Path], extractor: Extractor, cache: Path, grid: Grid, *, label: str) -> ScanSet:
     """Return the descriptions of volume files (scan id → path), in their order.
 
     Raises:
@@ -119,7 +117,8 @@ def grid_of(path: Path) -> Grid:
     sizes, axes = voxel_sizes(image.affine), "".join(nib.aff2axcodes(image.affine))
     if axes != "RAS" or np.ptp(sizes) > 1e-3 * sizes.max():
         raise EvaluationError(f"{path} is {axes} with voxels of {sizes.round(4)} mm; conform it first (RAS, isotropic)")
-    return Grid(image.shape, round(float(sizes.mean()), 4))
+    x, y, z = image.shape
+    return Grid((x, y, z), round(float(sizes.mean()), 4))
 
 
 def read_on_grid(path: Path, grid: Grid) -> nib.Nifti1Image:

@@ -15,10 +15,10 @@ from neuromf.paper.style import NOISE_COLOUR, RECONSTRUCTION_COLOUR, REFERENCE_G
 TISSUES = ("brain", "csf", "grey", "white", "deep_csf")
 TISSUE_LABELS = {
     "brain": "brain",
-    "csf": "cerebrospinal fluid",
+    "csf": "CSF",
     "grey": "grey matter",
     "white": "white matter",
-    "deep_csf": "deep fluid (ventricles)",
+    "deep_csf": "deep CSF",
 }
 _REFERENCES = {"real": REFERENCE_GREY, "reconstruction": RECONSTRUCTION_COLOUR, "noise": NOISE_COLOUR}
 
@@ -65,13 +65,14 @@ def metric_against_nfe(metrics: pd.DataFrame, metric: str, title: str, unit: str
             if pd.notna(row.ci_low):
                 low = row.ci_low if not log_scale else max(row.ci_low, row.value / 3)
                 axis.axhspan(low, row.ci_high, color=colour, alpha=0.13, linewidth=0)
-    for (run, seed), line in trained.groupby(["run", "seed"], sort=False):
+    for index, ((run, seed), line) in enumerate(trained.groupby(["run", "seed"], sort=False)):
         line = line.sort_values("nfe")
+        beside = 1.05**index  # so that intervals do not hide each other
         first = seed == trained.loc[trained["run"] == run, "seed"].min()
         values = line["value"].to_numpy(float)
         errors = np.nan_to_num(np.abs(line[["ci_low", "ci_high"]].to_numpy(float).T - values))
         label = run_label(run) if first else None
-        axis.errorbar(line["nfe"].to_numpy(float), values, errors, color=colours[run], label=label,
+        axis.errorbar(beside * line["nfe"].to_numpy(float), values, errors, color=colours[run], label=label,
                       marker="o", markersize=4, capsize=2.5, elinewidth=1)  # fmt: skip
     steps = sorted({int(k) for k in trained["nfe"]})
     axis.set(title=title, xlabel="network evaluations (NFE)", ylabel=unit, xscale="log")
@@ -103,7 +104,6 @@ def tissue_distributions(scans: pd.DataFrame, groups: Mapping[str, pd.Series]) -
                          boxprops={"color": colours[label]}, whiskerprops={"color": colours[label]})  # fmt: skip
         axis.set_title(TISSUE_LABELS[tissue], fontsize=9)
         axis.set_xticks([])
-        axis.set_ylim(bottom=0)
         axis.grid(visible=False, axis="x")
     axes[0].set_ylabel("volume (ml)")
     handles = [axes[0].scatter([], [], s=25, color=colours[label]) for label in groups]

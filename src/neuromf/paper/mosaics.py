@@ -36,11 +36,11 @@ def three_planes(volume: Volume, box: tuple[slice, ...]) -> list[Volume]:
 
 
 def common_box(volumes: Sequence[Volume]) -> tuple[slice, ...]:
-    """Return the smallest box that holds the volumes' mean brain, with a margin; the whole grid if there is none."""
-    mean = np.mean([np.clip(volume, 0, 1) for volume in volumes], axis=0)
-    inside = mean > _BRAIN
+    """Return the smallest box that holds what is brain in a fifth of the volumes, with a margin; else the whole grid."""
+    share = np.mean([volume > _BRAIN for volume in volumes], axis=0)
+    inside = share > 0.2
     box = []
-    for axis, side in enumerate(mean.shape):
+    for axis, side in enumerate(share.shape):
         found = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
         low, high = (int(found[0]), int(found[-1]) + 1) if found.size else (0, side)
         box.append(slice(max(0, low - _MARGIN), min(side, high + _MARGIN)))
@@ -55,7 +55,7 @@ def mosaic(rows: Sequence[Row], *, tile_inches: float = 1.15, columns: Sequence[
     """
     if not rows or not all(row.volumes for row in rows):
         raise ValueError(f"a mosaic needs volumes in every row; got {[(r.label, len(r.volumes)) for r in rows]}")
-    box = common_box([volume for volume in rows[0].volumes])
+    box = common_box([volume for row in rows for volume in row.volumes])
     widths = [plane.shape[1] for plane in three_planes(rows[0].volumes[0], box)]
     height = max(plane.shape[0] for plane in three_planes(rows[0].volumes[0], box))
     count = max(len(row.volumes) for row in rows)
@@ -65,7 +65,7 @@ def mosaic(rows: Sequence[Row], *, tile_inches: float = 1.15, columns: Sequence[
     scale = tile_inches / height
     label_inches, header = 1.35, 0.28 if columns else 0.08
     size = (label_inches + pixels * scale, header + len(rows) * (height + gap) * scale)
-    figure = Figure(figsize=size, facecolor="black", layout="none")
+    figure = Figure(figsize=size, facecolor="black")
     for index, (row, strip) in enumerate(zip(rows, strips, strict=True)):
         bottom = 1 - (header + (index + 1) * (height + gap) * scale) / size[1]
         axis = figure.add_axes((label_inches / size[0], bottom, pixels * scale / size[0], height * scale / size[1]))
@@ -75,13 +75,15 @@ def mosaic(rows: Sequence[Row], *, tile_inches: float = 1.15, columns: Sequence[
         figure.text(0.1 / size[0], middle, row.label, color="white", fontsize=10, va="center", linespacing=1.3)
     for index, name in enumerate(columns):
         left = label_inches + (index + 0.5) * (sum(widths) + 3 * gap) * scale
-        figure.text(left / size[0], 1 - 0.5 * header / size[1], name, color="#c8ccd2", fontsize=9, ha="center", va="center")
+        figure.text(
+            left / size[0], 1 - 0.5 * header / size[1], name, color="#c8ccd2", fontsize=9, ha="center", va="center"
+        )
     return figure
 
 
 def _strip(row: Row, box: tuple[slice, ...], height: int, gap: int, count: int) -> Volume:
     """Return one row's tiles as one image; a row with fewer volumes than ``count`` ends black."""
-    tiles = []
+    tiles: list[Volume] = []
     for index in range(count):
         volume = row.volumes[index] if index < len(row.volumes) else np.zeros_like(row.volumes[0])
         for plane in three_planes(np.clip(volume, 0, 1), box):

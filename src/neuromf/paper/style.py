@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ def run_colours(runs: Sequence[str]) -> dict[str, str]:
 @contextmanager
 def themed(theme: Theme) -> Iterator[None]:
     """Let figures that are made and saved within the block have the theme's colours."""
-    settings = {
+    settings: dict[str, Any] = {
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.titlesize": 11,
@@ -79,7 +80,7 @@ def themed(theme: Theme) -> Iterator[None]:
         "grid.color": theme.grid,
         "svg.hashsalt": "neuromf",  # the same figure gives the same file
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings):  # type: ignore[arg-type]
         yield
 
 

@@ -1,7 +1,8 @@
-"""The table of metrics: one row per run, seed and NFE, every figure with its 95 % interval; HTML, CSV and LaTeX."""
+"""The table of metrics: one row per run, seed and NFE, every figure with its interval; HTML, CSV and LaTeX."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,52 +27,68 @@ class Column:
 COLUMNS = (
     Column("frechet_distance", "test", "Fréchet distance (codec)", 2, "↓"),
     Column("kernel_distance", "test", "KID (codec) ×1000", 1, "↓"),
-    Column("psnr", "brain_box", "PSNR (dB)", 1, "↑"),
-    Column("ssim", "brain_box", "SSIM", 3, "↑"),
     Column("brain_volume_in_real_range", "brain", "Brain volume in real range (%)", 0, "↑", percent=True),
+    Column("cohens_d", "brain", "Cohen's d, brain", 2),
     Column("cohens_d", "grey", "Cohen's d, grey matter", 2),
     Column("cohens_d", "deep_csf", "Cohen's d, deep fluid", 2),
     Column("nearest_training_correlation", "brain", "Nearest training scan, r", 3),
     Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
+)
+CODEC_COLUMNS = (
+    Column("psnr", "brain_box", "PSNR (dB)", 2, "↑"),
+    Column("ssim", "brain_box", "SSIM", 3, "↑"),
+    Column("mae", "brain", "Mean absolute error", 4, "↓"),
 )
 _SCALE = {"KID (codec) ×1000": 1000.0}
 _ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9}
 MISSING = "–"
 
 
-def metric_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as text: run, seed, NFE, n and one cell ``value [low, high]`` per column; references first, noise last.
+def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
+    """Return the table as text: run, seed, NFE, n and one cell ``value [low, high]`` per column.
 
-    ``metrics`` is the evaluation's tidy table. The row of the real scans holds the floor, real train against real test.
+    ``metrics`` is the evaluation's tidy table. The references come first and noise last; the row of the real scans
+    holds the floor, real train against real test. Runs of which no column was measured are left out.
     """
     rows = []
     keys = metrics[["run", "seed", "nfe"]].drop_duplicates()
     keys["order"] = keys["run"].map(lambda run: _ORDER.get(run, 5))
     for key in keys.sort_values(["order", "run", "seed", "nfe"]).itertuples():
-        chosen = metrics[(metrics["run"] == key.run) & _same(metrics["seed"], key.seed) & _same(metrics["nfe"], key.nfe)]
+        chosen = metrics[
+            (metrics["run"] == key.run) & _same(metrics["seed"], key.seed) & _same(metrics["nfe"], key.nfe)
+        ]
+        found = [chosen[(chosen["metric"] == c.metric) & (chosen["region"] == c.region)] for c in columns]
+        if all(cell.empty for cell in found):
+            continue
         name = "real train vs real test" if key.run == "real" else run_label(key.run)
-        row = {"Run": name, "Seed": _whole(key.seed), "NFE": _whole(key.nfe), "n": MISSING}
-        for column in COLUMNS:
-            found = chosen[(chosen["metric"] == column.metric) & (chosen["region"] == column.region)]
-            row[_title(column)] = _cell(found.iloc[0], column) if len(found) else MISSING
-            if row["n"] == MISSING and len(found):
-                row["n"] = str(int(found.iloc[0]["n"]))
+        count = next(int(cell.iloc[0]["n"]) for cell in found if len(cell))
+        row = {"Run": name, "Seed": _whole(key.seed), "NFE": _whole(key.nfe), "n": str(count)}
+        for column, cell in zip(columns, found, strict=True):
+            row[f"{column.title} {column.better}".strip()] = _cell(cell.iloc[0], column) if len(cell) else MISSING
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def write_csv(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table as CSV."""
-    write_text(path, metric_table(metrics).to_csv(index=False))
+    """Write the table, the codec's columns included, as CSV."""
+    write_text(path, metric_table(metrics, COLUMNS + CODEC_COLUMNS).to_csv(index=False))
 
 
 def write_latex(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table as a LaTeX tabular (needs no package)."""
-    table = metric_table(metrics)
+    """Write the table, the codec's columns included, as a LaTeX tabular (needs no package)."""
+    table = metric_table(metrics, COLUMNS + CODEC_COLUMNS)
     header = " & ".join(_latex(title) for title in table.columns)
     body = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.itertuples(index=False)]
     columns = "l" + "r" * (len(table.columns) - 1)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", header + r" \\", r"\hline", *body, r"\hline", r"\end{tabular}"]
+    lines = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\hline",
+        header + r" \\",
+        r"\hline",
+        *body,
+        r"\hline",
+        r"\end{tabular}",
+    ]
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -86,10 +103,6 @@ def figure_of(
         chosen = chosen[chosen["extractor"] == extractor]
     chosen = chosen[chosen["value"].notna()].sort_values("seed")
     return chosen.iloc[0] if len(chosen) else None
-
-
-def _title(column: Column) -> str:
-    return f"{column.title} {column.better}".strip()
 
 
 def _cell(row: pd.Series, column: Column) -> str:
@@ -109,10 +122,24 @@ def _whole(value: object) -> str:
     return MISSING if pd.isna(value) else str(int(value))  # type: ignore[call-overload]
 
 
+_LATEX = {
+    "\\": r"\textbackslash ",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde ",
+    "^": r"\textasciicircum ",
+    "é": r"\'e",
+    "×": r"$\times$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "–": "--",
+}
+
+
 def _latex(text: str) -> str:
-    for character, replacement in (
-        ("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("$", r"\$"),
-        ("{", r"\{"), ("}", r"\}"), ("é", r"\'e"), ("×", r"$\times$"), ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$"), ("–", "--"),
-    ):  # fmt: skip
-        text = text.replace(character, replacement)
-    return text
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -74,7 +74,7 @@ class FlowModule(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]  # norms and biases
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         train = self.config.train
         return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, weight_decay=train.weight_decay)
 

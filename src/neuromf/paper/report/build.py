@@ -8,6 +8,7 @@ import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from neuromf.volume import read_volume
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # volumes a row of the mosaics
-PICTURE_SHOWN = 4  # volumes a row of the README's picture
+PICTURED = 4  # volumes of each kind in the README's picture, two a row
 PACKAGES = ("neuromf", "torch", "monai", "lightning", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy", "snakemake")
 
 
@@ -93,7 +94,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
     release = read_release(inputs.release_table)
     counts = {split: sum(row.split == split for row in release) for split in SPLITS}
 
-    overview = [mosaics.Row("real", real[:PICTURE_SHOWN]), mosaics.Row(_sample_label(main), _volumes(main, PICTURE_SHOWN))]
+    overview = _two_a_row("real", real[:PICTURED]) + _two_a_row(_sample_label(main), _volumes(main, PICTURED))
     with atomic_path(picture) as temporary:
         temporary.write_bytes(style.as_png(mosaics.mosaic(overview)))
     tables.write_csv(metrics, table)
@@ -105,12 +106,14 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "key_figures": key_figures(metrics, main.run, main.nfe),
         "overview": _photograph(overview, "Real and generated brains", _overview_caption(main)),
         "counts": counts,
+        "confidence": inputs.config["evaluate"]["confidence"],
         "cohorts": sorted({row.cohort for row in release}),
         "quality": quality,
         "quality_figure": _quality_figure(quality),
         "mosaics": _mosaics(shown, real, rebuilt),
         "training": _training(inputs.training),
         "metric_table": tables.metric_table(metrics),
+        "codec_table": tables.metric_table(metrics, tables.CODEC_COLUMNS),
         "metric_figures": _metric_figures(metrics),
         "volume_figures": _volume_figures(scans, main),
         "timings": _timings(metrics),
@@ -179,11 +182,16 @@ def _mosaics(shown: Sequence[SampleSet], real: list[mosaics.Volume], rebuilt: li
     return pictures
 
 
+def _two_a_row(label: str, volumes: Sequence[mosaics.Volume]) -> list[mosaics.Row]:
+    starts = range(0, len(volumes), 2)
+    return [mosaics.Row("" if start else label, volumes[start : start + 2]) for start in starts]
+
+
 def _overview_caption(main: SampleSet) -> str:
     evaluations = "one network evaluation" if main.nfe == 1 else f"{main.nfe} network evaluations"
     return (
         f"Top: real scans that no model was trained on. Bottom: brains that {style.run_label(main.run)} generated with"
-        f" {evaluations}, unselected (the first {PICTURE_SHOWN} samples). Axial, coronal and sagittal slices."
+        f" {evaluations}, unselected (the first {PICTURED} samples). Axial, coronal and sagittal slices."
     )
 
 
@@ -227,18 +235,16 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
 
 
 def _metric_figures(metrics: pd.DataFrame) -> list[Picture]:
-    bars = "Bars: 95 % bootstrap intervals over scans. Dashed with band: references measured the same way."
     plots = [
         ("frechet_distance", "Fréchet distance (codec) to the test split", "distance, log scale", True),
         ("kernel_distance", "KID (codec) to the test split", "squared MMD", False),
     ]
     pictures = []
     for metric, title, unit, log_scale in plots:
-        rows = metrics[(metrics["metric"] == metric) & metrics["nfe"].notna() & metrics["value"].notna()]
-        if len(rows):
-            pictures.append(_plot(
-                lambda m=metric, t=title, u=unit, s=log_scale: figures.metric_against_nfe(metrics, m, t, u, log_scale=s),
-                title, bars))  # fmt: skip
+        if (metrics["metric"].eq(metric) & metrics["nfe"].notna() & metrics["value"].notna()).any():
+            draw = partial(figures.metric_against_nfe, metrics, metric, title, unit, log_scale=log_scale)
+            caption = "Bars: bootstrap intervals over scans. Dashed with band: references measured the same way."
+            pictures.append(_plot(draw, title, caption))
     return pictures
 
 

@@ -60,7 +60,9 @@ def read_quality(manifests: Mapping[str, Mapping[str, Sequence[Path]]]) -> Quali
             counts.append(StageCount(cohort, stage, sum(row.ok for row in rows), sum(not row.ok for row in rows)))
             failures += [Note(cohort, r.scan_id, stage, r.reason) for r in rows if not r.ok and r.scan_id not in known]
             known |= {row.scan_id for row in rows if not row.ok}
-            warnings += [Note(cohort, r.scan_id, stage, str(r.figures["warning"])) for r in rows if r.figures.get("warning")]
+            warnings += [
+                Note(cohort, r.scan_id, stage, str(r.figures["warning"])) for r in rows if r.figures.get("warning")
+            ]
             _collect(figures, stage, rows)
     return Quality(counts, failures, warnings, figures)
 

@@ -24,35 +24,45 @@ class KeyFigure:
 
 def key_figures(metrics: pd.DataFrame, run: str, nfe: int) -> list[KeyFigure]:
     """Return the figures of the main run that a reader asks for first; what was not measured is left out."""
-    cards = []
-    distance = figure_of(metrics, run, "frechet_distance", "test", nfe)
-    if distance is not None:
-        floor = figure_of(metrics, "real", "frechet_distance", "test")
-        note = "" if floor is None else f"real train vs real test: {floor['value']:.2f}"
-        cards.append(KeyFigure("Fréchet distance (codec)", f"{distance['value']:.2f}", _interval(distance, "{:.2f}"), note))
-    inside = figure_of(metrics, run, "brain_volume_in_real_range", "brain", nfe)
-    if inside is not None:
-        cards.append(KeyFigure("Brain volume in the real range", f"{100 * inside['value']:.0f} %",
-                               _interval(inside, "{:.0f} %", 100), "from the smallest to the largest real brain"))  # fmt: skip
-    seconds = figure_of(metrics, run, "seconds_per_volume", "total", nfe)
-    if seconds is not None:
-        network = figure_of(metrics, run, "seconds_per_volume", "network", nfe)
-        note = "" if network is None else f"of which network: {network['value']:.3f} s"
-        cards.append(KeyFigure("Seconds per volume", f"{seconds['value']:.2f}", _interval(seconds, "{:.2f}"), note))
-    copies = figure_of(metrics, run, "closer_to_training_than_null", "brain", nfe, "pixels")
-    if copies is not None:
-        cards.append(KeyFigure("Suspiciously close to a training scan", f"{100 * copies['value']:.0f} %",
-                               _interval(copies, "{:.0f} %", 100), "closer than 95 % of real, held-back scans are"))  # fmt: skip
-    ssim, psnr = (figure_of(metrics, "reconstruction", name, "brain_box") for name in ("ssim", "psnr"))
-    if ssim is not None and psnr is not None:
-        note = f"PSNR {psnr['value']:.1f} dB"
-        cards.append(KeyFigure("Codec SSIM", f"{ssim['value']:.3f}", _interval(ssim, "{:.3f}"), note))
-    return cards
+    floor = figure_of(metrics, "real", "frechet_distance", "test")
+    network = figure_of(metrics, run, "seconds_per_volume", "network", nfe)
+    psnr = figure_of(metrics, "reconstruction", "psnr", "brain_box")
+    cards = [
+        _card(
+            "Fréchet distance (codec)",
+            figure_of(metrics, run, "frechet_distance", "test", nfe),
+            "{:.2f}",
+            "" if floor is None else f"real train vs real test: {floor['value']:.2f}",
+        ),
+        _card(
+            "Brain volume in the real range",
+            figure_of(metrics, run, "brain_volume_in_real_range", "brain", nfe),
+            "{:.0%}",
+            "from the smallest to the largest real brain",
+        ),
+        _card(
+            "Seconds per volume",
+            figure_of(metrics, run, "seconds_per_volume", "total", nfe),
+            "{:.2f}",
+            "" if network is None else f"of which network: {network['value']:.3f}",
+        ),
+        _card(
+            "Suspiciously close to a training scan",
+            figure_of(metrics, run, "closer_to_training_than_null", "brain", nfe, "pixels"),
+            "{:.0%}",
+            "closer than 95 % of held-back real scans",
+        ),
+        _card(
+            "Codec SSIM",
+            figure_of(metrics, "reconstruction", "ssim", "brain_box"),
+            "{:.3f}",
+            "" if psnr is None else f"PSNR {psnr['value']:.1f} dB",
+        ),
+    ]
+    return [card for card in cards if card is not None]
 
 
-def sentences(
-    metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int], run: str, nfe: int
-) -> list[str]:
+def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int], run: str, nfe: int) -> list[str]:
     """Return the summary: where the data came from, how good the samples are and what to compare them with."""
     evaluations = "one network evaluation" if nfe == 1 else f"{nfe} network evaluations"
     failed = len(quality.failures)
@@ -73,8 +83,9 @@ def sentences(
     copies = figure_of(metrics, run, "closer_to_training_than_null", "brain", nfe, "pixels")
     if copies is not None:
         text.append(
-            f"{100 * copies['value']:.0f} % of them lie closer to a training scan than 95 % of real scans that were never"
-            " trained on (by chance alone: 5 %); a large share would mean copies, or brains smoother than real ones."
+            f"{100 * copies['value']:.0f} % of the generated brains lie closer to a training scan than 95 % of real scans"
+            " that were never trained on (by chance alone: 5 %); a large share would mean copies, or brains smoother than"
+            " real ones."
         )
     return text
 
@@ -89,7 +100,8 @@ def _comparisons(metrics: pd.DataFrame, run: str, nfe: int, distance: float) -> 
         )
     if noise is not None and distance > 0:
         text.append(
-            f"Decoded noise, the bad end of the scale, lies at {noise['value']:.2f}, {noise['value'] / distance:.0f} times as far."
+            f"Decoded noise, the bad end of the scale, lies at {noise['value']:.2f},"
+            f" {noise['value'] / distance:.0f} times as far."
         )
     others = metrics[metrics["nfe"].notna() & (metrics["nfe"] == nfe) & (metrics["run"] != run)]["run"].unique()
     for other in others:
@@ -99,8 +111,10 @@ def _comparisons(metrics: pd.DataFrame, run: str, nfe: int, distance: float) -> 
     return text
 
 
-def _interval(row: pd.Series, form: str, scale: float = 1.0) -> str:
-    count = f"n = {int(row['n'])}"
-    if pd.isna(row["ci_low"]):
-        return count
-    return f"95 % interval {form.format(scale * row['ci_low'])} to {form.format(scale * row['ci_high'])}, {count}"
+def _card(title: str, row: pd.Series | None, form: str, note: str) -> KeyFigure | None:
+    if row is None:
+        return None
+    interval = f"n = {int(row['n'])}"
+    if pd.notna(row["ci_low"]):
+        interval = f"{form.format(row['ci_low'])} to {form.format(row['ci_high'])}, {interval}"
+    return KeyFigure(title, form.format(row["value"]), interval, note)

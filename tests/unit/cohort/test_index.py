@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuromf.cohort.index import IndexReport, identifiers, index
+from neuromf.tables import ID_PATTERN, TableError, read_cohort, write_tsv
+
+SHARED = Path(os.environ.get("NEUROMF_SHARED", Path(__file__).parents[3] / "../shared"))
+
+
+def tree(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    return root
+
+
+def rows(report: IndexReport) -> list[tuple[str, str | None, str, str]]:
+    return [(s.participant_id, s.session_id, s.modality, s.image) for s in report.added]
+
+
+def reasons(report: IndexReport) -> dict[str, str]:
+    return {s.path: s.reason for s in report.skipped}
+
+
+# --- layouts --------------------------------------------------------------------------------------------------------
+
+
+def test_bids_without_sessions(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "data",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_FLAIR.nii",
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "derivatives/fmriprep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "sourcedata/sub-01_T1w.nii.gz",
+    )
+    write_tsv(
+        root / "participants.tsv",
+        ["participant_id", "age", "sex", "image"],
+        [["sub-01", 30, "F", "x"], ["02", 41, None, "y"]],
+    )
+    report = index(root, "c", tmp_path)
+    assert rows(report) == [
+        ("01", None, "FLAIR", "sub-01/anat/sub-01_FLAIR.nii"),
+        ("01", None, "T1w", "sub-01/anat/sub-01_T1w.nii.gz"),
+        ("02", None, "T1w", "sub-02/anat/sub-02_T1w.nii.gz"),
+    ]
+    assert report.layout == "BIDS" and report.found == 5
+    assert [s.extra for s in report.added] == [{"age": "30", "sex": "F"}] * 2 + [{"age": "41"}]
+    assert reasons(report) == {
+        "derivatives": "a folder that holds no raw scans",
+        "sourcedata": "a folder that holds no raw scans",
+        "sub-01/anat/sub-01_T2w.nii.gz": "its modality T2w is not asked for",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz": "not named like a scan (layout: BIDS)",
+    }
+    cohort = read_cohort(tmp_path / "c.tsv")
+    assert cohort.scans == report.added and cohort.root == root and cohort.source == "bids"
+
+
+def test_bids_with_sessions_runs_and_contrast_agent(tmp_path: Path) -> None:
+    anat = "sub-A1/ses-pre/anat/sub-A1_ses-pre"
+    root = tree(
+        tmp_path / "data",
+        f"{anat}_run-10_T1w.nii.gz",
+        f"{anat}_run-2_T1w.nii.gz",
+        f"{anat}_acq-mprage_run-1_T1w.nii.gz",
+        f"{anat}_ce-gadolinium_T1w.nii.gz",
+        "sub-A1/ses-post/anat/sub-A1_ses-post_T1w.nii.gz",
+    )
+    write_tsv(root / "participants.tsv", ["participant_id", "age", "sex"], [["sub-A1", 30, "F"]])
+    write_tsv(root / "sub-A1/sub-A1_sessions.tsv", ["session_id", "age"], [["ses-post", 33]])
+    report = index(root, "c", tmp_path)
+    assert rows(report) == [
+        ("A1", "post", "T1w", "sub-A1/ses-post/anat/sub-A1_ses-post_T1w.nii.gz"),
+        ("A1", "pre", "T1w", f"{anat}_run-2_T1w.nii.gz"),
+    ]
+    assert [s.extra["age"] for s in report.added] == ["33", "30"]
+    skipped = reasons(report)
+    assert skipped[f"{anat}_run-10_T1w.nii.gz"].startswith("another scan of the same person, session and modality")
+    assert skipped[f"{anat}_ce-gadolinium_T1w.nii.gz"] == "its modality T1c is not asked for"
+
+
+def test_ixi(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "IXI-T1",
+        "IXI002-Guys-0828-T1.nii.gz",
+        "IXI012-HH-1211-T1.nii.gz",
+        "IXI012-HH-1211-PD.nii.gz",
+        "IXI012-HH-1211-DTI-00.nii.gz",
+    )
+    report = index(root, "ixi", tmp_path)
+    assert rows(report) == [
+        ("IXI002", None, "T1w", "IXI002-Guys-0828-T1.nii.gz"),
+        ("IXI012", None, "T1w", "IXI012-HH-1211-T1.nii.gz"),
+    ]
+    assert [s.extra for s in report.added] == [{"site": "Guys"}, {"site": "HH"}]
+    assert report.layout == "IXI" and not any(s.skull_stripped for s in report.added)
+
+
+def test_oasis3_bids(tmp_path: Path) -> None:
+    image = "sub-OAS30001/ses-d0129/anat/sub-OAS30001_ses-d0129_T1w.nii.gz"
+    report = index(tree(tmp_path / "o", image, image.replace("_T1w", "_run-02_T1w")), "o", tmp_path)
+    assert rows(report) == [("OAS30001", "d0129", "T1w", image)] and report.layout == "BIDS"
+
+
+def test_oasis3_xnat(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "o",
+        "OAS30001_MR_d0129/anat1/NIFTI/sub-OAS30001_ses-d0129_acq-TSE_T2w.nii.gz",
+        "OAS30001_MR_d0129/anat2/NIFTI/sub-OAS30001_ses-d0129_run-01_T1w.nii.gz",
+        "OAS30001_MR_d0129/anat3/NIFTI/sub-OAS30001_ses-d0129_run-02_T1w.nii.gz",
+        "OAS30001_MR_d0757/anat2/sub-OAS30001_sess-d0757_T1w.nii.gz",
+        "OAS30002_MR_d0371/anat4/sub-OAS30002_ses-d0371_FLAIR.nii.gz",
+    )
+    report = index(root, "o", tmp_path)
+    assert [(p, s, m) for p, s, m, _ in rows(report)] == [
+        ("OAS30001", "d0129", "T1w"),
+        ("OAS30001", "d0757", "T1w"),
+        ("OAS30002", "d0371", "FLAIR"),
+    ]
+    assert report.added[0].image.endswith("run-01_T1w.nii.gz") and report.layout == "OASIS-3 (XNAT download)"
+
+
+def test_brats2021(tmp_path: Path) -> None:
+    names = [f"BraTS2021_00000/BraTS2021_00000_{m}.nii.gz" for m in ("t1", "t1ce", "t2", "flair", "seg")]
+    root = tree(tmp_path / "b", *names, "BraTS2021_00002/BraTS2021_00002_t1.nii.gz")
+    report = index(root, "b", tmp_path)
+    assert [(s.participant_id, s.modality, s.mask, s.skull_stripped) for s in report.added] == [
+        ("BraTS202100000", "FLAIR", "BraTS2021_00000/BraTS2021_00000_seg.nii.gz", True),
+        ("BraTS202100000", "T1w", "BraTS2021_00000/BraTS2021_00000_seg.nii.gz", True),
+        ("BraTS202100002", "T1w", None, True),
+    ]
+    every = index(root, "every", tmp_path, modality=["T1w", "T1c", "T2w", "FLAIR"])
+    assert [s.modality for s in every.added] == ["FLAIR", "T1w", "T1c", "T2w", "T1w"]
+
+
+def test_fomo60k(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "f",
+        "sub_1/ses_1/t1.nii.gz",
+        "sub_1/ses_1/t1_2.nii.gz",
+        "sub_1/ses_1/flair.nii.gz",
+        "sub_1/ses_2/t1.nii.gz",
+        "sub_10/ses_1/mprage.nii.gz",
+        "sub_10/ses_1/swi.nii.gz",
+    )
+    header = ["participant_id", "session_id", "sex", "age", "group"]
+    write_tsv(
+        root / "participants.tsv", header, [["sub_1", "ses_1", "F", 30, "Control"], ["sub_1", "ses_2", "F", 31, None]]
+    )
+    report = index(root, "f", tmp_path)
+    assert [(p, s, m) for p, s, m, _ in rows(report)] == [
+        ("1", "1", "FLAIR"),
+        ("1", "1", "T1w"),
+        ("1", "2", "T1w"),
+        ("10", "1", "T1w"),
+    ]
+    assert [s.extra.get("age") for s in report.added] == ["30", "30", "31", None]
+    assert all(s.skull_stripped for s in report.added)
+    assert reasons(report)["sub_1/ses_1/t1_2.nii.gz"].startswith("another scan")
+
+
+def test_fomo60k_by_source_numbers_people_apart(tmp_path: Path) -> None:
+    root = tree(tmp_path / "f", "PT001_OASIS1/sub_1/ses_1/t1.nii.gz", "PT005_IXI/sub_1/ses_1/t1.nii.gz")
+    header = ["dataset", "participant_id", "session_id", "age"]
+    write_tsv(
+        root / "participants.tsv", header, [["PT001_OASIS1", "sub_1", "ses_1", 74], ["PT005_IXI", "sub_1", "ses_1", 36]]
+    )
+    report = index(root, "f", tmp_path)
+    assert [(s.participant_id, s.extra["age"]) for s in report.added] == [("PT001S1", "74"), ("PT005S1", "36")]
+
+
+def test_uk_biobank(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "u",
+        "1000001_20252_2_0/T1/T1.nii.gz",
+        "1000001_20252_2_0/T1/T1_brain.nii.gz",
+        "1000001_20252_2_0/T1/T1_brain_to_MNI.nii.gz",
+        "1000001_20252_2_0/T1/T1_fast/T1_brain_seg.nii.gz",
+        "1000001_20252_3_0/T1/T1.nii.gz",
+        "1000001_20253_2_0/T2_FLAIR/T2_FLAIR.nii.gz",
+        "1000002_20252_2_0/T1/T1_brain.nii.gz",
+    )
+    report = index(root, "u", tmp_path)
+    assert [(s.participant_id, s.session_id, s.modality, s.skull_stripped) for s in report.added] == [
+        ("1000001", "2", "T1w", False),
+        ("1000001", "3", "T1w", False),
+        ("1000001", "2", "FLAIR", False),
+        ("1000002", "2", "T1w", True),
+    ]
+    assert reasons(report)["1000001_20252_2_0/T1/T1_brain.nii.gz"].startswith("another scan")
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "flat",
+        "patient_001_T1.nii.gz",
+        "patient_001_flair.nii",
+        "patient_002.nii.gz",
+        "sub-9_ses-1_T1w.nii.gz",
+        "patient_002_mask.nii.gz",
+        "more/patient_003.nii.gz",
+        "notes.txt",
+        ".hidden.nii.gz",
+    )
+    report = index(root, "flat", tmp_path)
+    assert [(p, s, m) for p, s, m, _ in rows(report)] == [
+        ("patient001", None, "T1w"),
+        ("patient001", None, "FLAIR"),
+        ("patient002", None, "T1w"),
+        ("9", "1", "T1w"),
+    ]
+    assert report.layout == "flat folder" and report.found == 6
+    assert set(reasons(report)) == {"patient_002_mask.nii.gz", "more/patient_003.nii.gz"}
+
+
+# --- append only ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_call_appends_what_is_new(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "sub-05/anat/sub-05_T1w.nii.gz")
+    first = index(root, "c", tmp_path)
+    tree(root, "sub-01/anat/sub-01_T1w.nii.gz", "sub-05/anat/sub-05_run-2_T1w.nii.gz")
+    write_tsv(root / "participants.tsv", ["participant_id", "age"], [["sub-01", 20], ["sub-05", 50]])
+    second = index(root, "c", tmp_path)
+    assert second.kept == first.added and [s.participant_id for s in second.added] == ["01"]
+    assert [s.participant_id for s in read_cohort(tmp_path / "c.tsv").scans] == ["05", "01"]
+    assert "age" not in read_cohort(tmp_path / "c.tsv").scans[0].extra  # a row that is there stays as it is
+
+    text = (tmp_path / "c.tsv").read_bytes()
+    third = index(root, "c", tmp_path)
+    assert not third.added and (tmp_path / "c.tsv").read_bytes() == text
+    assert "2 scans of 2 people" in str(third) and "added    0 rows" in str(third)
+
+
+def test_rows_stay_when_their_files_go(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "sub-05/anat/sub-05_T1w.nii.gz", "sub-06/anat/sub-06_T1w.nii.gz")
+    index(root, "c", tmp_path)
+    (root / "sub-05/anat/sub-05_T1w.nii.gz").unlink()
+    assert [s.participant_id for s in index(root, "c", tmp_path).kept] == ["05", "06"]
+
+
+def test_a_table_belongs_to_one_folder(tmp_path: Path) -> None:
+    index(tree(tmp_path / "a", "x.nii.gz"), "c", tmp_path)
+    with pytest.raises(TableError, match="is the table of .*a, not of .*b; choose another cohort name"):
+        index(tree(tmp_path / "b", "x.nii.gz"), "c", tmp_path)
+
+
+def test_an_id_given_once_stays_when_one_like_it_comes(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "a-b.nii.gz")
+    index(root, "c", tmp_path)
+    report = index(tree(root, "a_b.nii.gz", "ab.nii.gz", "a-b_flair.nii.gz"), "c", tmp_path)
+    ids = {s.image: s.participant_id for s in (*report.kept, *report.added)}
+    assert ids["a-b.nii.gz"] == ids["a-b_flair.nii.gz"] == "ab" and len(set(ids.values())) == 3
+
+
+@given(st.lists(st.text(min_size=1, max_size=6), max_size=30), st.integers(0, 30))
+def test_identifiers_are_valid_unique_and_stable(raw: list[str], cut: int) -> None:
+    raw = [text for text in raw if text.encode(errors="ignore").decode() == text]
+    before = identifiers(raw[:cut], {})
+    after = identifiers(raw, before)
+    assert set(after) >= set(raw) and len(set(after.values())) == len(after)
+    assert all(ID_PATTERN.fullmatch(one) for one in after.values())
+    assert all(after[person] == one for person, one in before.items())
+
+
+# --- options and complaints -----------------------------------------------------------------------------------------
+
+
+def test_skull_stripped_can_be_told(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "x.nii.gz")
+    assert index(root, "c", tmp_path, skull_stripped=True).added[0].skull_stripped
+
+
+def test_links(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "x.nii.gz")
+    (root / "gone.nii.gz").symlink_to("nowhere.nii.gz")
+    (root / "circle").symlink_to(root)
+    report = index(root, "c", tmp_path)
+    assert reasons(report) == {
+        "circle": "a linked folder is not followed",
+        "gone.nii.gz": "a link to a file that is not there (with datalad: get it first)",
+    }
+
+
+def test_names_that_no_table_can_hold(tmp_path: Path) -> None:
+    report = index(tree(tmp_path / "d", "x.nii.gz", "tab\t.nii.gz"), "c", tmp_path)
+    assert [s.image for s in report.added] == ["x.nii.gz"] and len(report.skipped) == 1
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "message"),
+    [
+        ((), {}, "no .nii or .nii.gz file below it"),
+        (("x_mask.nii.gz",), {}, "none of its 1 NIfTI files is a scan of T1w or FLAIR: .*docs/cohorts.md"),
+        (("x.nii.gz",), {"modality": ["T9"]}, "modality 'T9' is not known; use T1w, FLAIR"),
+        (("x.nii.gz",), {"name": "../c"}, "cohort name '../c'"),
+    ],
+)
+def test_complaints(tmp_path: Path, paths: tuple[str, ...], options: dict, message: str) -> None:
+    root = tmp_path / "d"
+    root.mkdir()
+    name = options.pop("name", "c")
+    with pytest.raises(TableError, match=message):
+        index(tree(root, *paths), name, tmp_path / "tables", **options)
+    assert not (tmp_path / "tables").exists()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="is not a folder"):
+        index(tree(tmp_path, "x.nii.gz") / "x.nii.gz", "c", tmp_path)
+
+
+@pytest.mark.skipif(not (SHARED / "data/ds002748").is_dir(), reason="needs ../shared/data/ds002748 (NEUROMF_SHARED)")
+def test_real_bids_folders(tmp_path: Path) -> None:
+    stripped = index(SHARED / "data/ds002748", "ds002748", tmp_path, skull_stripped=True)
+    whole = index(SHARED / "data/ds000011", "ds000011", tmp_path)
+    assert len(stripped.added) == 30 and set(stripped.added[0].extra) == {"age", "gender", "group"}
+    assert len(whole.added) == 8 and not whole.skipped

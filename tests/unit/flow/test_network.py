@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuromf.config import Network
+from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, TimeSampler
+
+SMALL = Network(channels=(8, 16), attention=(False, True), head_channels=(0, 8), residual_blocks=1, norm_groups=4)
+
+
+@pytest.fixture
+def unet() -> MeanFlowUNet:
+    """A small UNet without a single zero weight: MONAI's own start hides every error behind a zero output."""
+    torch.manual_seed(0)
+    network = MeanFlowUNet(SMALL)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def batch(n: int = 3, side: int = 8, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(1)
+    z0, noise = (torch.randn(n, 4, side, side, side, generator=random, dtype=dtype) for _ in range(2))
+    r, t = (value.to(dtype) for value in TimeSampler().sample(n, random))
+    return z0, noise, r, t
+
+
+def test_fresh_network_outputs_zero_of_the_same_shape() -> None:
+    z = torch.randn(2, 4, 8, 8, 8)
+    output = MeanFlowUNet(SMALL)(z, torch.zeros(2), torch.ones(2))
+    assert output.shape == z.shape and not output.any()
+
+
+def test_default_is_the_published_architecture() -> None:
+    with torch.device("meta"):
+        network = MeanFlowUNet(Network())
+    published, ours = 180_500_868, sum(p.numel() for p in network.parameters())
+    # without the class and spacing embeddings (and the doubled inputs of the time projections), with that of h
+    assert 0.95 * published < ours < published
+    assert network.block_out_channels == (64, 128, 256, 512)
+
+
+@pytest.mark.parametrize("which", ["r", "t"])
+def test_output_depends_on_both_times(unet: MeanFlowUNet, which: str) -> None:
+    z = torch.randn(1, 4, 8, 8, 8)
+    moved = {"r": torch.tensor([0.2]), "t": torch.tensor([0.7])} | {which: torch.tensor([0.5])}
+    difference = unet(z, torch.tensor([0.2]), torch.tensor([0.7])) - unet(z, moved["r"], moved["t"])
+    assert difference.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("prediction", ["x", "u"])
+def test_jvp_equals_central_differences(unet: MeanFlowUNet, prediction: str) -> None:
+    unet.double()
+    z, tangent, _, _ = batch(2, dtype=torch.float64)
+    r, t = torch.tensor([0.1, 0.4], dtype=torch.float64), torch.tensor([0.5, 0.9], dtype=torch.float64)
+    u = AverageVelocity(unet, prediction)  # type: ignore[arg-type]
+    with torch.no_grad():
+        _, exact = torch.func.jvp(u, (z, r, t), (tangent, torch.zeros_like(r), torch.ones_like(t)))
+        step = 1e-5
+        near = (u(z + step * tangent, r, t + step) - u(z - step * tangent, r, t - step)) / (2 * step)
+    assert exact.abs().max() > 0.1
+    assert torch.allclose(exact, near, atol=1e-6 * float(exact.abs().max()))
+
+
+def test_fused_and_plain_attention_agree(unet: MeanFlowUNet) -> None:
+    z, _, r, t = batch()
+    with torch.no_grad():
+        inside, _ = torch.func.jvp(unet, (z, r, t), (z, r, t))
+        assert not any(block.use_flash_attention for block in unet._attention)
+        outside = unet(z, r, t)
+        assert all(block.use_flash_attention for block in unet._attention)
+    assert torch.allclose(inside, outside, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["imf", "meanflow", "rectified_flow"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_parameter_gets_a_gradient(unet: MeanFlowUNet, variant: str, bf16: bool) -> None:
+    objective = MeanFlowObjective(variant=variant)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        output = objective(unet, *batch())
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    for name, parameter in unet.named_parameters():
+        assert parameter.grad is not None and bool(torch.isfinite(parameter.grad).all()), name
+        # a key's bias shifts all scores of a query alike: the softmax, and so the gradient, ignores it
+        assert bool(parameter.grad.any()) or name.endswith("to_k.bias"), name
+
+
+def test_loss_is_finite_on_latents_of_the_published_size(unet: MeanFlowUNet) -> None:
+    z0, noise, r, t = batch(2, side=32)
+    assert z0.shape == (2, 4, 32, 32, 32)
+    with torch.no_grad():
+        loss = MeanFlowObjective()(unet, z0, noise, r, t).loss
+    assert 0 < float(loss) < float("inf")
+
+
+def test_a_side_the_levels_cannot_halve_is_refused(unet: MeanFlowUNet) -> None:
+    with pytest.raises(ValueError, match="multiple of 2"):
+        unet(torch.randn(1, 4, 8, 9, 8), torch.zeros(1), torch.ones(1))

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuromf.flow import AverageVelocity, GaussianOracle, sample
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 10, 50])
+@pytest.mark.parametrize("schedule", ["uniform", "quadratic"])
+def test_exact_for_the_gaussian_at_any_number_of_steps(nfe: int, schedule: str) -> None:
+    oracle, noise = GaussianOracle(0.5, 0.7), torch.randn(4, 3, 2, 2, 2, dtype=torch.float64)
+    z0 = sample(oracle.average_velocity, noise, nfe, schedule)  # type: ignore[arg-type]
+    assert torch.allclose(z0, 0.5 + 0.7 * noise, atol=1e-12)
+
+
+@pytest.mark.parametrize("nfe", [1, 3])
+def test_one_evaluation_a_step_from_one_to_zero(nfe: int) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def velocity(z: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert r.shape == t.shape == (len(z),)
+        seen.append((float(r[0]), float(t[0])))
+        return torch.zeros_like(z)
+
+    sample(velocity, torch.randn(2, 4), nfe)
+    assert len(seen) == nfe and seen[0][1] == 1 and seen[-1][0] == 0
+    assert all(late[1] == early[0] for early, late in zip(seen, seen[1:], strict=False))
+
+
+def test_one_step_of_an_x_prediction_is_its_output() -> None:
+    noise, x = torch.randn(2, 4), torch.randn(2, 4)
+    assert torch.allclose(sample(AverageVelocity(lambda z, r, t: x), noise), x, atol=1e-6)
+
+
+def test_many_steps_of_the_instantaneous_velocity_approach_the_data() -> None:
+    oracle, noise = GaussianOracle(0.5, 0.7), torch.randn(8, 3, dtype=torch.float64)
+    errors = [
+        (sample(lambda z, r, t: oracle.velocity(z, t), noise, nfe) - (0.5 + 0.7 * noise)).abs().max().item()
+        for nfe in (5, 10, 100)
+    ]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.02
+
+
+def test_wrong_calls_are_refused() -> None:
+    with pytest.raises(ValueError, match="nfe is 0"):
+        sample(lambda z, r, t: z, torch.randn(1, 2), 0)
+    with pytest.raises(ValueError, match="schedule"):
+        sample(lambda z, r, t: z, torch.randn(1, 2), 1, "cosine")  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from neuromf.flow import TimeSampler
+
+N = 20_000
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.8, 0.8), (-0.4, 1.0), (0.0, 2.0)])
+def test_t_is_logit_normal_clipped_at_t_min(mean: float, std: float) -> None:
+    t_min = 0.2
+    _, t = TimeSampler(mean=mean, std=std, t_min=t_min).sample(N, generator())
+    atom = stats.norm.cdf((math.log(t_min / (1 - t_min)) - mean) / std)
+    assert (t == t_min).double().mean() == pytest.approx(atom, abs=4 * math.sqrt(atom * (1 - atom) / N) + 1e-4)
+    above = torch.logit(t[t > t_min].double()).numpy()
+    low = (math.log(t_min / (1 - t_min)) - mean) / std
+    assert stats.kstest(above, stats.truncnorm(low, math.inf, mean, std).cdf).pvalue > 0.01
+
+
+def test_uniform_t() -> None:
+    _, t = TimeSampler("uniform", t_min=0.0).sample(N, generator())
+    assert stats.kstest(t.numpy(), stats.uniform.cdf).pvalue > 0.01
+
+
+def test_r_is_uniform_below_t() -> None:
+    r, t = TimeSampler(r_equals_t=0.0).sample(N, generator())
+    assert stats.kstest((r / t).numpy(), stats.uniform.cdf).pvalue > 0.01
+
+
+def test_a_pair_is_two_draws_in_order() -> None:
+    r, t = TimeSampler(r_equals_t=0.0, r_given_t="pair", t_min=1e-6).sample(N, generator())
+    both = torch.logit(torch.cat([r, t]).double()).numpy()
+    assert stats.kstest(both, stats.norm(0.8, 0.8).cdf).pvalue > 0.01
+
+
+@given(
+    batch=st.integers(1, 65),
+    share=st.floats(0, 1),
+    t_min=st.floats(0, 0.9),
+    r_given_t=st.sampled_from(["uniform", "pair"]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_order_bounds_and_exact_share(batch: int, share: float, t_min: float, r_given_t: str, seed: int) -> None:
+    sampler = TimeSampler(t_min=t_min, r_equals_t=share, r_given_t=r_given_t)  # type: ignore[arg-type]
+    r, t = sampler.sample(batch, generator(seed))
+    assert r.shape == t.shape == (batch,)
+    assert bool((r <= t).all()) and bool((r >= 0).all()) and bool((t <= 1).all())
+    assert float(t.min()) >= torch.tensor(t_min, dtype=torch.float32).item()
+    equal = int((r == t).sum())
+    assert equal == math.floor(batch * share + 1e-9)
+    assert bool((r == t)[batch - equal :].all()), "the rows with r < t come first"
+
+
+def test_same_generator_same_times() -> None:
+    first, second = (TimeSampler().sample(8, generator(3)) for _ in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"distribution": "normal"}, {"r_given_t": "max"}, {"r_equals_t": 1.1}, {"t_min": 1.0}, {"std": 0.0}]
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TimeSampler(**wrong)  # type: ignore[arg-type]

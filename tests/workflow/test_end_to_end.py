@@ -1,0 +1,151 @@
+"""A real run of the whole workflow on a user's own BIDS folder, in the order of the README."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from builders import Project, write_scan
+
+from neuromf import tables
+
+RUNS = {"meanflow": {}, "rectified_flow": {"flow": {"variant": "rectified_flow"}}}
+BROKEN = ("truncated", "fourdim", "zero", "nan", "tiny", "text", "folder")
+
+
+def add_broken_scans(root) -> None:
+    """Seven scans that cannot be used, each for another reason."""
+    whole = (root / "sub-p00" / "anat" / "sub-p00_T1w.nii.gz").read_bytes()
+    volumes = {
+        "fourdim": np.ones((20, 20, 20, 3), np.float32),
+        "zero": np.zeros((20, 20, 20), np.float32),
+        "nan": np.full((20, 20, 20), np.nan, np.float32),
+        "tiny": np.ones((10, 10, 10), np.float32),
+    }
+    for name in BROKEN:
+        path = root / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        if name == "truncated":
+            path.write_bytes(whole[: len(whole) // 2])
+        elif name == "text":
+            path.write_text("this is no image")
+        elif name == "folder":
+            path.mkdir()
+        else:
+            nib.save(nib.Nifti1Image(volumes[name], np.eye(4)), path)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, bids) -> Project:
+    """A finished smoke run on good and broken scans."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    root = project.folder / "bids"
+    shutil.copytree(bids, root)
+    add_broken_scans(root)
+    indexed = project.neuromf("index", str(root), "--cohort", "study", "--skull-stripped")
+    assert indexed.returncode == 0, indexed.stderr
+    released = project.neuromf("release", "create", "first", "--cohort", "study", "--fractions", "0.5", "0.25", "0.25")
+    assert released.returncode == 0, released.stderr
+    project.configure(preset="smoke", release="first", runs=RUNS, max_failed_fraction=0.5)
+    project.snakemake()
+    return project
+
+
+def test_broken_scans_are_rows_with_distinct_reasons(project):
+    failed = tables.read_manifest(project.folder / "results/cohorts/study/preprocessed/failed.tsv")
+    # the index lists files only: a folder named like an image is told there, not in the manifests
+    assert {row.scan_id for row in failed} >= {f"sub-{name}_T1w" for name in BROKEN if name != "folder"}
+    assert len({row.reason for row in failed}) == len(failed)
+
+
+def test_every_good_scan_is_preprocessed_and_encoded(project):
+    folder = project.folder / "results/cohorts/study"
+    rows = [row for path in sorted(folder.glob("latents/smoke/*.tsv")) for row in tables.read_manifest(path)]
+    assert sum(row.ok for row in rows) == 12
+    volume = nib.load(next(folder.glob("preprocessed/sub-p00/anat/*_desc-preproc_T1w.nii.gz")))
+    assert volume.shape == (32, 32, 32)
+    assert nib.aff2axcodes(volume.affine) == ("R", "A", "S")
+
+
+def test_models_and_samples_are_there(project):
+    release = project.folder / "results/releases/first"
+    for run in RUNS:
+        about = json.loads((release / f"runs/{run}/seed-0/model.json").read_text())
+        assert about["release"]["name"] == "first"
+        assert (release / f"runs/{run}/seed-0/model.safetensors").stat().st_size > 0
+        for nfe in (1, 2):
+            samples = sorted((release / f"samples/{run}/seed-0/nfe-{nfe}").glob("sub-*_T1w.nii.gz"))
+            assert len(samples) == 4
+            volume = nib.load(samples[0])
+            assert volume.shape == (32, 32, 32)
+            assert np.isfinite(volume.get_fdata()).all()
+            assert (
+                json.loads((samples[0].parent / samples[0].name.replace(".nii.gz", ".json")).read_text())["nfe"] == nfe
+            )
+
+
+def test_metrics_are_tidy(project):
+    metrics = pd.read_parquet(project.folder / "results/releases/first/evaluation/metrics.parquet")
+    columns = ["release", "run", "seed", "nfe", "metric", "region", "extractor", "value", "ci_low", "ci_high", "n"]
+    assert list(metrics.columns) == columns
+    assert {"meanflow", "rectified_flow", "noise", "real"} <= set(metrics["run"])
+    assert (metrics["n"] > 0).all()
+
+
+def test_the_report_is_one_page_that_names_the_failures(project):
+    page = (project.folder / "results/releases/first/report/index.html").read_text()
+    assert "sub-zero" in page
+    assert 'src="http' not in page and 'href="http' not in page
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    assert project.planned() == {}
+
+
+def test_what_changes_re_runs_what_depends_on_it_and_nothing_else(project):
+    settings = {"preset": "smoke", "release": "first", "runs": RUNS, "max_failed_fraction": 0.5}
+    try:
+        project.configure(**settings, device="cpu")
+        assert project.planned() == {}, "the device changes no result"
+        project.configure(**settings, evaluate={"bootstrap": 200})
+        planned = project.planned()
+        assert "evaluate_samples" in planned and "train" not in planned and "encode" not in planned
+        project.configure(**settings, train={"learning_rate": 0.01})
+        planned = project.planned()
+        assert planned["train"] == 2 and "encode" not in planned and "latent_statistics" not in planned
+    finally:
+        project.configure(**settings)
+
+
+def test_too_many_failures_stop_the_run(project):
+    settings = {"preset": "smoke", "release": "first", "runs": RUNS}
+    try:
+        project.configure(**settings, max_failed_fraction=0.05)
+        done = project.snakemake(check=False)
+        assert done.returncode == 1
+        assert "max_failed_fraction" in done.stderr
+        assert "sub-zero_T1w" in done.stderr
+    finally:
+        project.configure(**settings, max_failed_fraction=0.5)
+        project.snakemake("--until", "check_failures")
+
+
+def test_snakemakes_own_report(project):
+    project.snakemake("--report", "report.html")
+    assert (project.folder / "report.html").stat().st_size > 100_000
+
+
+def test_new_scans_cost_only_themselves(project, bids):
+    """The last test of the module: it grows the cohort."""
+    write_scan(project.folder / "bids", "new1", 50)
+    assert (
+        project.neuromf("index", str(project.folder / "bids"), "--cohort", "study", "--skull-stripped").returncode == 0
+    )
+    planned = project.planned("encode_all")
+    assert planned["encode"] <= 2 and planned["skull_strip"] <= 2
+    assert "train" not in project.planned()
+    assert "latent_statistics" not in project.planned()
