@@ -8,6 +8,8 @@ rule phantom:
         "results/logs/phantom/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/phantom/{cohort}-{shard}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **CPU_JOB,

@@ -132,6 +132,7 @@ CODE = {
     "skull_strip": code_hash("neuromf.preprocess.skull_strip:skull_strip_shard"),
     "bias_correct": code_hash("neuromf.preprocess.bias_field:bias_correct_shard"),
     "conform": code_hash("neuromf.preprocess.conform:conform_shard"),
+    "train_codec": code_hash("neuromf.codec.train:train_codec"),
     "encode": code_hash("neuromf.latents.encode:encode_shard"),
     "statistics": code_hash("neuromf.latents.statistics:compute_statistics"),
 }
@@ -143,7 +144,44 @@ PREPROCESSED_BY = tables.content_hash(
         [CODE[stage] for stage in ("phantom", *STAGES)],
     ]
 )
+CODEC_TRAINED_BY = [CONFIG.codec_training.model_dump(mode="json"), CODE["train_codec"], PREPROCESSED_BY]
 CODEC_SETTINGS = CONFIG.codec.model_dump(mode="json") | {
-    "identity": codec_identity(CONFIG.codec, weights_dir=weights_folder() or None)
+    "identity": (
+        tables.content_hash(CODEC_TRAINED_BY)
+        if CONFIG.codec.weights == "trained"
+        else codec_identity(CONFIG.codec, weights_dir=weights_folder() or None)
+    )
 }
 ENCODED_BY = tables.content_hash([PREPROCESSED_BY, CODEC_SETTINGS, CODE["encode"]])
+
+
+# --- runs and samples ---------------------------------------------------------------------------------------------------
+
+
+def training_config(wildcards):
+    """The run's settings that decide its result."""
+    settings = CONFIG.for_run(wildcards.run).model_dump(mode="json")
+    settings["train"] = {key: value for key, value in settings["train"].items() if key != "seeds"}
+    return {key: settings[key] for key in ("preprocess", "codec", "flow", "network", "train")}
+
+
+def warm_start(wildcards):
+    """The model a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
+    folder = CONFIG.for_run(wildcards.run).train.warm_start
+    return [] if folder in (None, "demo") else f"{folder}/model.safetensors"
+
+
+def sample_sets():
+    """Every (run, seed, nfe) of the configuration."""
+    runs = {run: CONFIG.for_run(run) for run in CONFIG.runs}
+    return [(run, seed, nfe) for run in runs for seed in runs[run].train.seeds for nfe in runs[run].sample.nfe]
+
+
+def trained_models():
+    return list(dict.fromkeys((run, seed) for run, seed, _ in sample_sets()))
+
+
+def all_manifests(cohort):
+    """What every stage made of the cohort's scans, in the order of the work."""
+    encoded = [path.replace(".safetensors", ".tsv") for path in latent_shards(cohort)]
+    return [path for stage in STAGES for path in manifests(cohort, stage)] + encoded

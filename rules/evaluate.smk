@@ -4,16 +4,6 @@ EVALUATION = f"{RELEASE_FOLDER}/evaluation"
 EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json")
 
 
-def sample_sets():
-    """Every (run, seed, nfe) of the configuration."""
-    runs = {run: CONFIG.for_run(run) for run in CONFIG.runs}
-    return [(run, seed, nfe) for run in runs for seed in runs[run].train.seeds for nfe in runs[run].sample.nfe]
-
-
-def trained_models():
-    return list(dict.fromkeys((run, seed) for run, seed, _ in sample_sets()))
-
-
 rule evaluate_reference:
     input:
         manifests=released_manifests,
@@ -27,6 +17,8 @@ rule evaluate_reference:
         f"results/logs/evaluate_reference/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/evaluate_reference/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,
@@ -55,6 +47,8 @@ rule evaluate_samples:
         f"results/logs/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
     benchmark:
         f"results/benchmarks/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,
@@ -81,6 +75,8 @@ rule evaluate_noise:
         f"results/logs/evaluate_noise/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/evaluate_noise/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,
@@ -115,6 +111,8 @@ rule metrics:
         f"results/logs/metrics/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/metrics/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     resources:
         **CPU_JOB,
     params:

@@ -13,6 +13,8 @@ rule train_codec:
         f"results/logs/train_codec/{CONFIG.codec.name}.log",
     benchmark:
         f"results/benchmarks/train_codec/{CONFIG.codec.name}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,
@@ -23,7 +25,7 @@ rule train_codec:
         codec=CONFIG.codec.model_dump(mode="json"),
         settings=CONFIG.codec_training.model_dump(mode="json"),
         upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.codec.train:train_codec"),
+        code=CODE["train_codec"],
     script:
         "../workflow_scripts/train_codec.py"
 
@@ -39,6 +41,8 @@ rule encode:
         "results/logs/encode/{cohort}-{codec}-{shard}.log",
     benchmark:
         "results/benchmarks/encode/{cohort}-{codec}-{shard}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,
@@ -63,6 +67,8 @@ rule latent_statistics:
         f"results/logs/latent_statistics/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/latent_statistics/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     resources:
         **CPU_JOB,
     params:
@@ -84,6 +90,8 @@ rule validate_codec:
         f"results/logs/validate_codec/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/validate_codec/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,

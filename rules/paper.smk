@@ -1,12 +1,6 @@
 # The report: one page, and the picture of the README.
 
 
-def all_manifests(cohort):
-    """What every stage made of the cohort's scans, in the order of the work."""
-    encoded = [path.replace(".safetensors", ".tsv") for path in latent_shards(cohort)]
-    return [path for stage in STAGES for path in manifests(cohort, stage)] + encoded
-
-
 rule report:
     input:
         release=RELEASE_TABLE,
@@ -35,6 +29,8 @@ rule report:
         f"results/logs/report/{CONFIG.release}.log",
     benchmark:
         f"results/benchmarks/report/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     resources:
         **CPU_JOB,
     params:

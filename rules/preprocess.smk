@@ -10,6 +10,8 @@ rule skull_strip:
         "results/logs/skull_strip/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/skull_strip/{cohort}-{shard}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **(CPU_JOB if CONFIG.preprocess.skull_strip.backend in ("template", "none") else GPU_JOB),
@@ -33,6 +35,8 @@ rule bias_correct:
         "results/logs/bias_correct/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/bias_correct/{cohort}-{shard}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **CPU_JOB,
@@ -53,6 +57,8 @@ rule conform:
         "results/logs/conform/{cohort}-{shard}.log",
     benchmark:
         "results/benchmarks/conform/{cohort}-{shard}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **CPU_JOB,
@@ -73,6 +79,8 @@ rule check_failures:
         "results/logs/check_failures/{cohort}.log",
     benchmark:
         "results/benchmarks/check_failures/{cohort}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     resources:
         **CPU_JOB,
     params:

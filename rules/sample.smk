@@ -13,6 +13,8 @@ rule sample:
         f"results/logs/sample/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
     benchmark:
         f"results/benchmarks/sample/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,
@@ -39,6 +41,8 @@ rule decode:
         f"results/logs/decode/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
     benchmark:
         f"results/benchmarks/decode/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         **GPU_JOB,

@@ -1,19 +1,6 @@
 # Training: one job per run and seed. Checkpoints lie in a folder that is no declared output, so that a killed job resumes.
 
 
-def training_config(wildcards):
-    """The run's settings that decide its result."""
-    settings = CONFIG.for_run(wildcards.run).model_dump(mode="json")
-    settings["train"] = {key: value for key, value in settings["train"].items() if key != "seeds"}
-    return {key: settings[key] for key in ("preprocess", "codec", "flow", "network", "train")}
-
-
-def warm_start(wildcards):
-    """The model a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
-    folder = CONFIG.for_run(wildcards.run).train.warm_start
-    return [] if folder in (None, "demo") else f"{folder}/model.safetensors"
-
-
 rule train:
     input:
         warm_start=warm_start,
@@ -34,6 +21,8 @@ rule train:
         f"results/logs/train/{CONFIG.release}-{{run}}-{{seed}}.log",
     benchmark:
         f"results/benchmarks/train/{CONFIG.release}-{{run}}-{{seed}}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
     threads: 32
     resources:
         mem_mb=8000,

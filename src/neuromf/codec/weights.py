@@ -42,11 +42,9 @@ def weights_path(settings: Codec, *, weights_dir: str | Path | None = None, trai
 
 
 def codec_identity(settings: Codec, *, weights_dir: str | Path | None = None) -> str:
-    """Return what tells one codec from another: the hash of its weights, or `trained` while a rule has yet to make them.
+    """Return the hash of a codec's weights, which tells one codec from another.
 
     Raises:
         CodecError: as `weights_path`.
     """
-    if settings.weights == "trained":
-        return "trained"
     return settings.sha256 or file_sha256(weights_path(settings, weights_dir=weights_dir))

@@ -24,9 +24,9 @@ class GaussianOracle:
     """
 
     def __init__(self, mean: float | Tensor, std: float | Tensor) -> None:
-        self.mean, self.std = torch.broadcast_tensors(
-            torch.atleast_1d(torch.as_tensor(mean)), torch.atleast_1d(torch.as_tensor(std))
-        )
+        numbers = [torch.atleast_1d(torch.as_tensor(value, dtype=torch.float64)) for value in (mean, std)]
+        self.mean, self.std = torch.broadcast_tensors(*numbers)  # in double: a number like 0.7 stays exact
+        self.dtype = mean.dtype if isinstance(mean, Tensor) else torch.get_default_dtype()
         if bool((self.std <= 0).any()):
             raise ValueError(f"std is {std}; every standard deviation must be positive")
 
@@ -47,8 +47,8 @@ class GaussianOracle:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Return ``n`` draws of x, (n, …)."""
-        noise = torch.randn(n, *self.mean.shape, generator=generator, dtype=torch.result_type(self.mean, 1.0))
-        return self.mean + self.std * noise
+        noise = torch.randn(n, *self.mean.shape, generator=generator, dtype=torch.float64)
+        return (self.mean + self.std * noise).to(self.dtype)
 
     def _match(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.mean.to(z), self.std.to(z), expand(torch.as_tensor(t, device=z.device).reshape(-1), z)

@@ -179,6 +179,7 @@ def _fit(
         callbacks.append(Validation(val, average, tables["val.csv"], board))
     else:
         log.warning("no validation latents: val.csv stays empty")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements beside the progress bar
     trainer = lightning.Trainer(
         max_steps=settings.updates - done,
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -195,7 +196,7 @@ def _fit(
     batches = BatchStream(len(train), settings.batch_size, module.seed, done, settings.updates)
     workers = 0 if train.in_memory else 2
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
         trainer.fit(module, DataLoader(train, batch_sampler=batches, num_workers=workers))
     board.close()
     module.network.load_state_dict(average.weights)

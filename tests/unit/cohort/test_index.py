@@ -250,7 +250,7 @@ def test_rows_stay_when_their_files_go(tmp_path: Path) -> None:
 
 def test_a_table_belongs_to_one_folder(tmp_path: Path) -> None:
     index(tree(tmp_path / "a", "x.nii.gz"), "c", tmp_path)
-    with pytest.raises(TableError, match="is the table of .*a, not of .*b; choose another cohort name"):
+    with pytest.raises(TableError, match=r"is the table of .*a, not of .*b; choose another cohort name"):
         index(tree(tmp_path / "b", "x.nii.gz"), "c", tmp_path)
 
 

@@ -74,7 +74,7 @@ def test_only_the_modality_asked_for(tmp_path: Path) -> None:
         "r", [cohort(people(60)), cohort(people(60), "f", modality="FLAIR")], tmp_path, modality="FLAIR"
     )
     assert {row.cohort for row in rows} == {"f"}
-    with pytest.raises(TableError, match="no T2w scan .* they hold T1w"):
+    with pytest.raises(TableError, match=r"no T2w scan .* they hold T1w"):
         create_release("s", [cohort(people(60))], tmp_path, modality="T2w")
 
 
@@ -87,7 +87,7 @@ def test_a_release_never_changes(tmp_path: Path) -> None:
 
 
 def test_an_empty_split_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="falls into test .*add participants"):
+    with pytest.raises(TableError, match=r"falls into test .*add participants"):
         create_release("r", [cohort(["phantom01"])], tmp_path)
     with pytest.raises(TableError, match="falls into train"):
         create_release("r", [cohort(["phantom02"])], tmp_path)

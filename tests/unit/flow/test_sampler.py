@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from neuromf.flow import AverageVelocity, GaussianOracle, sample
 def test_exact_for_the_gaussian_at_any_number_of_steps(nfe: int, schedule: str) -> None:
     oracle, noise = GaussianOracle(0.5, 0.7), torch.randn(4, 3, 2, 2, 2, dtype=torch.float64)
     z0 = sample(oracle.average_velocity, noise, nfe, schedule)  # type: ignore[arg-type]
-    assert torch.allclose(z0, 0.5 + 0.7 * noise, atol=1e-12)
+    assert torch.allclose(z0, 0.5 + 0.7 * noise, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("nfe", [1, 3])
@@ -25,7 +27,7 @@ def test_one_evaluation_a_step_from_one_to_zero(nfe: int) -> None:
 
     sample(velocity, torch.randn(2, 4), nfe)
     assert len(seen) == nfe and seen[0][1] == 1 and seen[-1][0] == 0
-    assert all(late[1] == early[0] for early, late in zip(seen, seen[1:], strict=False))
+    assert all(late[1] == early[0] for early, late in pairwise(seen))
 
 
 def test_one_step_of_an_x_prediction_is_its_output() -> None:
@@ -39,7 +41,7 @@ def test_many_steps_of_the_instantaneous_velocity_approach_the_data() -> None:
         (sample(lambda z, r, t: oracle.velocity(z, t), noise, nfe) - (0.5 + 0.7 * noise)).abs().max().item()
         for nfe in (5, 10, 100)
     ]
-    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.02
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.05
 
 
 def test_wrong_calls_are_refused() -> None:

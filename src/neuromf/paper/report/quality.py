@@ -11,7 +11,8 @@ from neuromf.tables import ManifestRow, read_manifest
 # figure of a stage → how it is called; those that a stage does not have are left out
 FIGURES = {
     "brain_ml": "brain volume (ml)",
-    "field_range": "bias field, largest / smallest",
+    "field_min": "smallest value of the bias field",
+    "field_max": "largest value of the bias field",
     "cut_fraction": "share of the brain cut off",
 }
 

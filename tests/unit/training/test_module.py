@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from neuromf.config import Config, validate
+from neuromf.training.module import BatchStream, FlowModule, build_objective, build_time_sampler, generator_for
+
+NETWORK = {
+    "channels": [4, 8],
+    "attention": [False, False],
+    "head_channels": [0, 8],
+    "residual_blocks": 1,
+    "norm_groups": 4,
+}
+
+
+def config(**train: Any) -> Config:
+    return validate({"network": NETWORK, "train": {"updates": 100, "learning_rate": 1.0, "warmup_updates": 10} | train})
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine() -> None:
+    module = FlowModule(config(), seed=0)
+    rates = []
+    for module.update in range(100):
+        rates.append(module.learning_rate())
+    assert rates[:10] == pytest.approx([0.1 * (n + 1) for n in range(10)])
+    assert rates[10] == 1 and rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 0.001
+    constant = FlowModule(config(schedule="constant"), seed=0)
+    constant.update = 99
+    assert constant.learning_rate() == 1
+
+
+def test_a_warm_up_longer_than_the_run_is_cut() -> None:
+    module = FlowModule(config(warmup_updates=1000, updates=4), seed=0)
+    module.update = 3
+    assert module.learning_rate() > 0 and math.isfinite(module.learning_rate())
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    optimizer = FlowModule(config(weight_decay=0.1), seed=0).configure_optimizers()
+    decayed, others = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in others["params"])
+
+
+def test_weights_depend_on_the_seed_only() -> None:
+    torch.manual_seed(5)
+    first = FlowModule(config(), seed=1).network.state_dict()
+    torch.manual_seed(6)
+    again, other = (FlowModule(config(), seed=s).network.state_dict() for s in (1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_settings_reach_the_objective_and_the_times() -> None:
+    settings = validate(
+        {"flow": {"variant": "meanflow", "p": [1, 2, 3, 2], "norm_p": 0.5, "times": {"t_min": 0.1, "mean": 0.0}}}
+    )
+    objective, times = build_objective(settings.flow), build_time_sampler(settings.flow.times)
+    assert (objective.variant, objective.p, objective.norm_p, objective.t_min) == ("meanflow", (1, 2, 3, 2), 0.5, 0.1)
+    assert (times.mean, times.t_min) == (0.0, 0.1)
+
+
+def test_a_step_is_a_function_of_seed_and_update() -> None:
+    module, z0 = FlowModule(config(), seed=0), torch.randn(4, 4, 8, 8, 8)
+    losses = []
+    for module.update in (0, 1, 0):
+        losses.append(float(module.training_step(z0, 0).detach()))
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_flips_go_along_the_left_right_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    module = FlowModule(config(flip_probability=1.0), seed=0)
+    build = module.objective.__class__.__call__
+
+    def spy(self: Any, network: Any, z0: torch.Tensor, *rest: Any) -> Any:
+        seen.append(z0)
+        return build(self, network, z0, *rest)
+
+    monkeypatch.setattr(type(module.objective), "__call__", spy)
+    z0 = torch.randn(2, 4, 8, 8, 8)
+    module.training_step(z0, 0)
+    assert torch.equal(seen[0], z0.flip(2))
+
+
+def test_batches_are_shuffled_passes_and_resume_anywhere() -> None:
+    whole = list(BatchStream(7, 3, seed=0, first=0, last=14))
+    assert len(BatchStream(7, 3, seed=0, first=5, last=14)) == 9
+    assert list(BatchStream(7, 3, seed=0, first=5, last=14)) == whole[5:]
+    flat = [index for batch in whole for index in batch]
+    passes = [flat[n * 7 : n * 7 + 7] for n in range(6)]
+    assert all(sorted(one) == list(range(7)) for one in passes) and len({tuple(one) for one in passes}) > 1
+    assert list(BatchStream(7, 3, seed=1, first=0, last=14)) != whole
+
+
+def test_a_batch_may_be_larger_than_the_data() -> None:
+    (batch,) = BatchStream(2, 5, seed=0, first=0, last=1)
+    assert sorted(batch)[:2] == [0, 0] or sorted(batch)[-2:] == [1, 1]
+    with pytest.raises(ValueError, match="no latents"):
+        BatchStream(0, 2, seed=0, first=0, last=1)
+
+
+def test_generators_differ_by_purpose() -> None:
+    draws = {
+        float(torch.rand(1, generator=generator_for(torch.device("cpu"), *what)))
+        for what in [(0, "train", 1), (0, "train", 2), (1, "train", 1), (0, "validation")]
+    }
+    assert len(draws) == 4

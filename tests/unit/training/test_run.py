@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neuromf.config import Config, validate
+from neuromf.training import callbacks
+from neuromf.training.callbacks import DivergenceError
+from neuromf.training.checkpoint import CheckpointError, load_model
+from neuromf.training.run import train_run
+
+SETTINGS: dict[str, Any] = {
+    "preprocess": {"conform": {"shape": [32, 32, 32]}},
+    "network": {
+        "channels": [4, 8],
+        "attention": [False, False],
+        "head_channels": [0, 8],
+        "residual_blocks": 1,
+        "norm_groups": 4,
+    },
+    "train": {
+        "updates": 8,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "warmup_updates": 2,
+        "validate_every": 4,
+        "checkpoint_every": 3,
+        "log_every": 2,
+    },
+}
+STATISTICS = {"mean": [1.0, 0.0, -1.0, 2.0], "std": [2.0, 1.0, 0.5, 3.0]}
+
+
+class Latents:
+    """Random latents of the shape that the settings ask for."""
+
+    def __init__(self, n: int, seed: int, side: int = 8) -> None:
+        random = torch.Generator().manual_seed(seed)
+        self.values = torch.randn(n, 4, side, side, side, generator=random)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.values[index]
+
+
+def config(**changes: dict[str, Any]) -> Config:
+    return validate({part: SETTINGS.get(part, {}) | changes.get(part, {}) for part in {*SETTINGS, *changes}})
+
+
+def train(folder: Path, settings: Config | None = None, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "train": Latents(5, 0),
+        "val": Latents(2, 1),
+        "statistics": STATISTICS,
+        "seed": 0,
+        "release": {"name": "r", "sha256": "1"},
+        "codec": {"name": "c", "sha256": "2"},
+        "device": torch.device("cpu"),
+        "checkpoint_folder": folder / "checkpoints",
+    }
+    return train_run(settings or config(), folder=folder / "model", **(arguments | changes))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(folder)
+    return folder
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """Break a training off right after an update, before its checkpoint."""
+    before: Callable[..., None] = callbacks.Logbook.on_train_batch_end
+
+    def stop(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
+        before(self, trainer, module, *rest)
+        if module.update == update:
+            raise Stop
+
+    monkeypatch.setattr(callbacks.Logbook, "on_train_batch_end", stop)
+
+
+def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
+    model = load_model(undisturbed / "model")
+    assert model.config.train.updates == 8 and model.latent_shape == (4, 8, 8, 8)
+    assert model.training["seed"] == 0 and model.training["latents"] == {"train": 5, "val": 2}
+    assert model.training["validation"]["step"] == 8 and model.codec["sha256"] == "2"
+    metrics, validation = (rows(undisturbed / "model" / name) for name in ("metrics.csv", "val.csv"))
+    assert [row["step"] for row in metrics] == ["2", "4", "6", "8"]
+    assert [row["step"] for row in validation] == ["4", "8"]
+    assert all(float(row["raw_mf"]) > 0 and float(row["samples_per_second"]) > 0 for row in metrics)
+    assert list((undisturbed / "model" / "tensorboard").iterdir())
+
+
+def test_the_same_seed_gives_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
+    train(tmp_path / "again")
+    train(tmp_path / "other", seed=1)
+    assert same(weights(undisturbed), weights(tmp_path / "again"))
+    assert not same(weights(undisturbed), weights(tmp_path / "other"))
+
+
+def test_an_interrupted_run_ends_where_an_undisturbed_one_does(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").glob("update-*")] == ["update-00000003.safetensors"]
+    assert [row["step"] for row in rows(tmp_path / "checkpoints" / "metrics.csv")] == ["2", "4"]
+    train(tmp_path)
+    assert same(weights(undisturbed), weights(tmp_path))
+    assert [row["step"] for row in rows(tmp_path / "model" / "metrics.csv")] == ["2", "4", "6", "8"]
+    assert rows(tmp_path / "model" / "val.csv") == rows(undisturbed / "model" / "val.csv")
+
+
+def test_sigkill_at_any_moment_is_resumed(undisturbed: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1);"
+        "import test_run; test_run.train(Path(sys.argv[2]))"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "checkpoints").glob("update-*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train(tmp_path)
+    ours, expected = weights(tmp_path), weights(undisturbed)
+    assert all(torch.allclose(ours[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_a_finished_run_is_exported_again_without_training(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    stop_after(monkeypatch, 1)
+    train(tmp_path)
+    assert same(weights(undisturbed), weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"code": "edited"}, {"release": {"name": "r", "sha256": "9"}}, {"statistics": STATISTICS | {"n": 1}}],
+)
+def test_a_checkpoint_of_something_else_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    settings = config(train={"updates": 2, "checkpoint_every": 1})
+    train(tmp_path, settings)
+    stop_after(monkeypatch, 1)
+    with pytest.raises(Stop):
+        train(tmp_path, settings, **change)
+
+
+def test_a_damaged_checkpoint_is_left_out(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "update-00000003.safetensors").write_bytes(b"half a file")
+    (folder / ".tmp-abc.safetensors").write_bytes(b"killed while writing")
+    train(tmp_path)
+    assert same(weights(undisturbed), weights(tmp_path))
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_rectified_flow_then_meanflow_from_its_weights(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    train(first, config(flow={"variant": "rectified_flow"}))
+    assert all(row["raw_mf"] == "" for row in rows(first / "model" / "metrics.csv"))
+    assert load_model(first / "model").training["validation"]["raw_mf"] is None
+    settings = config(train={"warm_start": str(first / "model"), "updates": 1, "learning_rate": 1e-9})
+    figures = train(tmp_path / "second", settings)
+    assert figures["warm_start"]["variant"] == "rectified_flow"
+    start, end = weights(first), weights(tmp_path / "second")
+    assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
+
+
+def test_another_architecture_is_no_warm_start(undisturbed: Path, tmp_path: Path) -> None:
+    settings = config(network={"channels": [8, 8]}, train={"warm_start": str(undisturbed / "model")})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors fits another network: .* has shape"):
+        train(tmp_path, settings)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        train(tmp_path, config(train={"warm_start": str(tmp_path / "nowhere")}))
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    train(tmp_path, config(train={"precision": "bf16", "updates": 2}))
+    assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in weights(tmp_path).values())
+
+
+def test_divergence_stops_the_run_and_leaves_no_broken_checkpoint(tmp_path: Path) -> None:
+    latents = Latents(3, 0)
+    latents.values[0] = torch.nan
+    with pytest.raises(DivergenceError, match=r"lower train\.learning_rate"):
+        train(tmp_path, config(train={"checkpoint_every": 2}), train=latents)
+    assert not list((tmp_path / "checkpoints").glob("update-*"))
+
+
+def test_a_release_without_validation_scans_trains(tmp_path: Path) -> None:
+    figures = train(tmp_path, config(train={"updates": 1}), val=Latents(0, 0))
+    assert figures["validation"] == {} and rows(tmp_path / "model" / "val.csv") == []
+
+
+def test_unusable_latents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train split is empty"):
+        train(tmp_path, train=Latents(0, 0))
+    with pytest.raises(ValueError, match=r"latents have shape \(4, 4, 4, 4\)"):
+        train(tmp_path, train=Latents(3, 0, side=4))
+
+
+def test_the_model_is_the_moving_average(tmp_path: Path) -> None:
+    """After one update from θ0 to θ1 with decay min(d, 2/11) the average is d θ0 + (1 − d) θ1."""
+    settings = config(train={"updates": 1, "ema_half_life": 1.0})
+    train(tmp_path, settings)
+    progress = load_file(next((tmp_path / "checkpoints").glob("update-*")))
+    start = weights_at_start(settings)
+    for name, average in weights(tmp_path).items():
+        expected = start[name] * 2 / 11 + progress[f"network.{name}"] * 9 / 11
+        assert torch.allclose(average, expected, atol=1e-6), name
+
+
+def weights_at_start(settings: Config) -> dict[str, torch.Tensor]:
+    from neuromf.training.module import FlowModule
+
+    return FlowModule(settings, seed=0).network.state_dict()
+
+
+def test_model_json_is_plain(undisturbed: Path) -> None:
+    about = json.loads((undisturbed / "model" / "model.json").read_text(encoding="utf-8"))
+    assert {"config", "statistics", "codec", "release", "code_version", "training"} <= set(about)
+    assert about["statistics"] == STATISTICS
