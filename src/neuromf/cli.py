@@ -34,7 +34,7 @@ def version() -> None:
 def index(
     path: Annotated[Path, typer.Argument(help="BIDS folder, a known download layout or a flat folder of NIfTIs.")],
     cohort: Annotated[str, typer.Option(help="Name of the cohort.")],
-    modality: Annotated[list[str] | None, typer.Option(help="Only these (T1w, FLAIR, …); default: all.")] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="Only these; default: T1w and FLAIR.")] = None,
     skull_stripped: Annotated[
         bool | None, typer.Option("--skull-stripped/--whole-head", help="Of all scans found; default: by the layout.")
     ] = None,

@@ -69,7 +69,7 @@ class SkullStrip(Section):
         "template", "How the brain mask is found; rows with skull_stripped=true always use `none`"
     )
     template_spacing_mm: float = setting(
-        3.0, "Voxel size of the registration of the `template` backend", unit="mm", ge=1, le=6
+        4.0, "Voxel size of the registration of the `template` backend", unit="mm", ge=2, le=6
     )
     border_mm: float = setting(0.0, "Grow (+) or shrink (−) the mask by this distance", unit="mm", ge=-10, le=10)
 
@@ -148,6 +148,9 @@ class CodecTraining(Section):
     batch_size: int = setting(2, "Crops per update", ge=1)
     crop: tuple[int, int, int] = setting((64, 64, 64), "Random crop", unit="voxels", source="MAISI")
     learning_rate: float = setting(1e-4, "Peak learning rate of AdamW (one-cycle)", gt=0, source="MAISI")
+    start: Literal["random", "linear"] = setting(
+        "random", "Weights to start from: random, or set so that the VAE is the linear codec of its rate"
+    )
     kl_weight: float = setting(1e-7, "Weight of the KL term at the start", ge=0, source="MAISI")
     kl_target: tuple[float, float] = setting(
         (0.9, 1.1), "The KL weight is adapted until the latents' standard deviation is inside", source="MAISI"

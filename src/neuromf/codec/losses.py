@@ -27,10 +27,8 @@ class KlController:
     """Adapts the KL weight β until the standard deviation of the posterior means lies in a target interval.
 
     The KL term pulls the means towards 0, so β rises while they are too wide and falls while they are too narrow, by an
-    integral controller in log space: log β ← log β + rate · e, with e = log(s/high) above the interval and log(s/low)
-    below it. Inside it β goes back to its starting value, log β ← log β + return rate · (log β₀ − log β): a β that the
-    first updates drove up would otherwise hold the posterior's noise high, and with it the error of the reconstruction,
-    for the whole run. s² is the mean over channels of the running variance over batch and space.
+    integral controller in log space: outside the interval, log β ← log β + rate · log(s/centre), with the geometric
+    centre of the interval; inside, β stays. s² is the mean over channels of the running variance over batch and space.
     """
 
     def __init__(self, weight: float, target: tuple[float, float]) -> None:
@@ -55,11 +53,9 @@ class KlController:
             STD_MEMORY * old[1] + (1 - STD_MEMORY) * now[1],
         )
         low, high = self.target
-        nearest = min(max(self.std, low), high)
-        excess = math.log(max(self.std, 1e-6) / nearest)
-        if self.start > 0:
-            step = KL_RATE * excess if excess else KL_RETURN_RATE * math.log(self.start / self.weight)
-            self.weight = min(max(self.weight * math.exp(step), KL_BOUNDS[0]), KL_BOUNDS[1])
+        if self.weight > 0 and not low <= self.std <= high:
+            excess = math.log(max(self.std, 1e-6) / math.sqrt(low * high))
+            self.weight = min(max(self.weight * math.exp(KL_RATE * excess), KL_BOUNDS[0]), KL_BOUNDS[1])
 
 
 class Adversary:

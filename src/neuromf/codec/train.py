@@ -32,6 +32,7 @@ from neuromf.codec.checkpoint import key_of, load_checkpoint, save_checkpoint
 from neuromf.codec.crops import Crops
 from neuromf.codec.losses import Adversary, KlController, kl_divergence
 from neuromf.codec.maisi import FrozenCodec, architecture, build, count
+from neuromf.codec.start import check_linear_start, start_decoder, start_encoder
 from neuromf.codec.validate import METRICS, latent_std, reconstruction_figures
 from neuromf.config import Codec, CodecTraining
 from neuromf.tables import atomic_path, file_sha256, write_json
@@ -39,6 +40,7 @@ from neuromf.tables import atomic_path, file_sha256, write_json
 log = logging.getLogger(__name__)
 
 INITIAL_SIGMA = 0.05  # of the posterior, everywhere
+START_CROPS = 24  # real crops that scale the untrained means and that a linear start is fitted to
 WARMUP = 0.03  # share of the run in which the learning rate rises
 FINAL_RATE = 0.002  # learning rate at the end, as a share of the peak
 LOG_COLUMNS = (
@@ -64,6 +66,8 @@ class CodecTrainer:
     """One VAE in training: the network, its average, the optimisers and the generators of crops and noise."""
 
     def __init__(self, codec: Codec, training: CodecTraining, device: torch.device, weights_dir: Path | None) -> None:
+        if training.start == "linear":
+            check_linear_start(codec)
         self.settings, self.training, self.device = codec, training, device
         torch.manual_seed(training.seed)
         self.network = build(codec).to(device)
@@ -85,14 +89,28 @@ class CodecTrainer:
 
     @torch.no_grad()
     def start(self, crops: torch.Tensor) -> None:
-        """Scale the untrained means of ``crops`` to mean 0 and standard deviation 1 and make the posterior narrow."""
-        mean, _ = self.network.encode(crops.to(self.device))
-        flat = mean.transpose(0, 1).flatten(1)
+        """Scale the untrained means of ``crops`` to mean 0 and standard deviation 1 and make the posterior narrow.
+
+        With ``start: linear`` the network becomes the linear codec of its rate first, fitted to the crops.
+        """
+        linear = self.training.start == "linear"
+        crops = crops.to(self.device)
+        if linear:
+            start_encoder(self.network, crops)
+        means = self._means(crops)
+        flat = means.transpose(0, 1).flatten(1)
         rescale_means(self.network, flat.mean(1), flat.std(1).clamp_min(1e-6), compensate=False)
         log_variance = self.network.get_submodule("quant_conv_log_sigma.conv")
         torch.nn.init.zeros_(log_variance.get_parameter("weight"))
         torch.nn.init.constant_(log_variance.get_parameter("bias"), 2 * math.log(INITIAL_SIGMA))
+        if linear:
+            means = self._means(crops)
+            noise = torch.randn(means.shape, generator=self.generator).to(self.device)
+            start_decoder(self.network, crops, means + INITIAL_SIGMA * noise)
         self.average.load_state_dict(self.network.state_dict())
+
+    def _means(self, crops: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.network.encode(one)[0] for one in crops.split(1)])
 
     def step(self, x: torch.Tensor, share: float) -> dict[str, float]:
         """Make one update on crops (B, 1, d, h, w); return its figures."""
@@ -194,7 +212,7 @@ def train_codec(
     key = key_of(codec, training, train)
     checkpoint = workspace / "checkpoint.safetensors"
     if not load_checkpoint(checkpoint, trainer, key):
-        trainer.start(crops.draw(training.batch_size * 4, trainer.generator))
+        trainer.start(crops.draw(START_CROPS, trainer.generator))
     _run(trainer, crops, held_out, workspace / "training.csv", checkpoint, key, minutes)
     latents = [trainer.frozen().encode(crops.volume(i)[None]) for i in range(len(crops))]
     rescaled = hold_scale(trainer.average, latents, training.kl_target)

@@ -54,10 +54,11 @@ def bias_correct_file(inputs: Sequence[Path], outputs: Sequence[Path], *, settin
 
 
 def bias_field(data: Volume, brain: NDArray[np.bool_], spacing: NDArray[np.floating], settings: BiasField) -> Volume:
-    """Return the multiplicative bias field of a scan, of geometric mean 1 inside the brain and 1 outside its box.
+    """Return the multiplicative bias field of a scan, of geometric mean 1 inside the brain.
 
     N4 (Tustison et al. 2010, IEEE TMI 29:1310) is fitted on means over blocks of ``shrink_factor``³ voxels; its cubic
-    B-splines, ``spline_distance_mm`` apart at the first level, are then evaluated on every voxel. One thread, so the
+    B-splines, ``spline_distance_mm`` apart at the first level, are then evaluated on every voxel of the brain's box and
+    continued beyond it by its value at the border. One thread, so the
     same input gives the same field.
 
     Args:
@@ -75,11 +76,12 @@ def bias_field(data: Volume, brain: NDArray[np.bool_], spacing: NDArray[np.float
     inside, values = brain[box], data[box]
     usable = inside & (values > _FLOOR * np.median(values[inside]))
     if usable.sum() < 1000:
-        raise VolumeError(f"only {usable.sum()} voxels inside the brain mask are positive; the scan has no brain signal")
+        raise VolumeError(
+            f"only {usable.sum()} voxels inside the brain mask are positive; the scan has no brain signal"
+        )
     log_field = _fit(values, usable, spacing, settings)
-    field = np.ones(data.shape, np.float32)
-    field[box] = np.exp(log_field - log_field[inside].mean())
-    return field
+    field = np.exp(log_field - log_field[inside].mean())
+    return np.pad(field, [(s.start, n - s.stop) for s, n in zip(box, data.shape, strict=True)], mode="edge")
 
 
 def _fit(values: Volume, usable: NDArray[np.bool_], spacing: NDArray[np.floating], settings: BiasField) -> Volume:

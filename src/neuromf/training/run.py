@@ -42,6 +42,8 @@ from neuromf.training.checkpoint import (
 from neuromf.training.module import BatchStream, FlowModule
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
+# What model.json keeps of the configuration: the parts that generation reads or that a reader of the model asks for
+DESCRIBED = ("preprocess", "codec", "flow", "network", "train")
 LOGS = {"metrics.csv": METRICS, "val.csv": VALIDATION}
 log = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ def train_run(
     _check_latents(config, train)
     module = FlowModule(config, seed)
     warm_start = _warm_start(config, module, codec)
-    resolved = config.model_dump(mode="json")
+    resolved = config.model_dump(mode="json", include=set(DESCRIBED))
     deciding = {part: resolved[part] for part in ("flow", "network")}
     deciding["train"] = {k: v for k, v in resolved["train"].items() if not k.endswith("_every")}
     key = content_hash([deciding, seed, statistics, dict(release), dict(codec), code, warm_start])

@@ -89,10 +89,13 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
     metrics, scans = pd.read_parquet(inputs.metrics), pd.read_parquet(inputs.scans)
     shown = sorted(inputs.samples, key=lambda s: (_run_order(inputs, s.run), s.seed, s.nfe))
     main = shown[0]
-    real, rebuilt = _pairs(inputs.reconstructions)
+    pairs = _pairs(inputs.reconstructions)
+    real, rebuilt = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
     quality = read_quality(inputs.manifests)
     release = read_release(inputs.release_table)
     counts = {split: sum(row.split == split for row in release) for split in SPLITS}
+    trained_on = {row.scan_id for row in release if row.split == "train"}
+    unseen = not trained_on.intersection(pair[0] for pair in pairs)
 
     overview = _two_a_row("real", real[:PICTURED]) + _two_a_row(_sample_label(main), _volumes(main, PICTURED))
     with atomic_path(picture) as temporary:
@@ -104,7 +107,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "release": inputs.release,
         "summary": sentences(metrics, quality, counts, main.run, main.nfe),
         "key_figures": key_figures(metrics, main.run, main.nfe),
-        "overview": _photograph(overview, "Real and generated brains", _overview_caption(main)),
+        "overview": _photograph(overview, "Real and generated brains", _overview_caption(main, unseen)),
         "counts": counts,
         "confidence": inputs.config["evaluate"]["confidence"],
         "cohorts": sorted({row.cohort for row in release}),
@@ -132,13 +135,14 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
 # --- volumes --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(folder: Path) -> tuple[list[mosaics.Volume], list[mosaics.Volume]]:
-    """Return the real volumes and their reconstructions."""
+def _pairs(folder: Path) -> list[tuple[str, mosaics.Volume, mosaics.Volume]]:
+    """Return scan id, real volume and its reconstruction."""
     paths = sorted(folder.glob("*_real.nii.gz"))
     if not paths:
         raise ValueError(f"{folder} holds no *_real.nii.gz; evaluate the release's real scans first")
-    rebuilt = [path.with_name(path.name.replace("_real.nii.gz", "_reconstruction.nii.gz")) for path in paths]
-    return [_read(path) for path in paths], [_read(path) for path in rebuilt]
+    ids = [path.name.removesuffix("_real.nii.gz") for path in paths]
+    rebuilt = [path.with_name(f"{scan}_reconstruction.nii.gz") for scan, path in zip(ids, paths, strict=True)]
+    return [(scan, _read(a), _read(b)) for scan, a, b in zip(ids, paths, rebuilt, strict=True)]
 
 
 def _volumes(samples: SampleSet, count: int) -> list[mosaics.Volume]:
@@ -171,7 +175,7 @@ def _mosaics(shown: Sequence[SampleSet], real: list[mosaics.Volume], rebuilt: li
     rows += [mosaics.Row(_sample_label(sets[0]), _volumes(sets[0], SHOWN)) for sets in runs.values()]
     pictures = [
         _photograph(rows, "Real, reconstructed and generated brains in three planes",
-                    "Held-back real scans, the same scans through the codec, and generated brains of each run with the"
+                    "Real scans, the same scans through the codec, and generated brains of each run with the"
                     " fewest network evaluations (NFE). The codec's row is the best any generator here can look.")
     ]  # fmt: skip
     for run, sets in runs.items():
@@ -187,11 +191,12 @@ def _two_a_row(label: str, volumes: Sequence[mosaics.Volume]) -> list[mosaics.Ro
     return [mosaics.Row("" if start else label, volumes[start : start + 2]) for start in starts]
 
 
-def _overview_caption(main: SampleSet) -> str:
+def _overview_caption(main: SampleSet, unseen: bool) -> str:
     evaluations = "one network evaluation" if main.nfe == 1 else f"{main.nfe} network evaluations"
     return (
-        f"Top: real scans that no model was trained on. Bottom: brains that {style.run_label(main.run)} generated with"
-        f" {evaluations}, unselected (the first {PICTURED} samples). Axial, coronal and sagittal slices."
+        f"Top: real scans{' that no model was trained on' if unseen else ''}. Bottom: brains that"
+        f" {style.run_label(main.run)} generated with {evaluations}, unselected (the first {PICTURED} samples). Axial,"
+        " coronal and sagittal slices."
     )
 
 

@@ -1,0 +1,147 @@
+"""The whole evaluation on ellipsoids: jobs, parts, merge."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuromf.evaluation.evaluate import evaluate_noise, evaluate_reference, evaluate_samples, merge_metrics
+from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS
+from neuromf.evaluation.scans import EvaluationError
+
+
+class Release:
+    """A small release on disk and the evaluation's jobs on it."""
+
+    def __init__(self, tmp_path, write_brains, codec, settings):
+        self.folder, self.write, self.codec, self.settings = tmp_path, write_brains, codec, settings
+        self.reference = tmp_path / "reference.safetensors"
+        self.parts = []
+        rows = [{"scan": f"s{i}", "codec": c, "psnr": 30.0 + i, "ssim": 0.9, "mae": 0.02}
+                for i in range(3) for c in ("vae", "linear")]  # fmt: skip
+        (tmp_path / "codec.json").write_text(json.dumps({"rows": rows}))
+
+    def part(self, name):
+        self.parts.append(self.folder / "parts" / f"{name}.json")
+        return self.parts[-1]
+
+    def real(self, **seeds):
+        files = {split: self.write(split, numbers) for split, numbers in seeds.items()}
+        evaluate_reference(
+            files, self.codec, self.settings, release="demo", codec_validation=self.folder / "codec.json",
+            cache=self.folder / "cache", part=self.part("reference"), reference=self.reference,
+            reconstructions=self.folder / "reconstructions",
+        )  # fmt: skip
+
+    def samples(self, run, seeds, nfe=1, **kwargs):
+        files = self.write(run, seeds, **kwargs)
+        folder = next(iter(files.values())).parent if files else self.folder / run
+        seconds = {"network": [0.1] * len(seeds), "decode": [0.4] * len(seeds), "total": [0.5] * len(seeds)}
+        folder.mkdir(exist_ok=True)
+        (folder / "sample_timing.json").write_text(json.dumps(seconds | {"device": "cpu"}))
+        evaluate_samples(
+            folder, self.reference, self.codec, self.settings, release="demo", run=run, seed=0, nfe=nfe,
+            cache=self.folder / "cache", part=self.part(run),
+        )  # fmt: skip
+
+    def noise(self):
+        evaluate_noise(
+            self.reference, self.codec, self.settings, release="demo", latent_mean=[0.2] * 4, latent_std=[0.3] * 4,
+            latent_shape=(4, 8, 8, 8), n=6, seed=0, part=self.part("noise"),
+        )  # fmt: skip
+
+    def merged(self):
+        merge_metrics(self.parts, metrics=self.folder / "metrics.parquet", scans=self.folder / "scans.parquet")
+        return pd.read_parquet(self.folder / "metrics.parquet"), pd.read_parquet(self.folder / "scans.parquet")
+
+
+@pytest.fixture
+def release(tmp_path, write_brains, codec, settings):
+    return Release(tmp_path, write_brains, codec, settings)
+
+
+def figure(metrics, run, metric, region=None, extractor=None):
+    rows = metrics[(metrics["run"] == run) & (metrics["metric"] == metric)]
+    rows = rows if region is None else rows[rows["region"] == region]
+    rows = rows if extractor is None else rows[rows["extractor"] == extractor]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
+    release.real(train=range(20), val=range(20, 24), test=range(24, 34))
+    release.samples("good", range(100, 112))
+    release.samples("copies", range(8))
+    release.samples("large", range(120, 130), scale=1.25)
+    release.noise()
+    metrics, scans = release.merged()
+    assert tuple(metrics.columns) == METRIC_COLUMNS and tuple(scans.columns) == SCAN_COLUMNS
+
+    distance = {run: figure(metrics, run, "frechet_distance")["value"] for run in ("good", "large", "noise", "real")}
+    assert max(distance["real"], distance["good"]) < min(distance["large"], distance["noise"]) / 5
+    assert figure(metrics, "good", "kernel_distance")["value"] < figure(metrics, "noise", "kernel_distance")["value"]
+    assert figure(metrics, "good", "frechet_distance")["extractor"] == "codec"
+    assert figure(metrics, "good", "brain_volume_in_real_range")["value"] > 0.6
+    assert figure(metrics, "large", "brain_volume_in_real_range")["value"] == 0
+    assert figure(metrics, "large", "cohens_d", "brain")["value"] > 2
+    assert figure(metrics, "copies", "closer_to_training_than_null", extractor="pixels")["value"] == 1
+    assert figure(metrics, "copies", "closer_to_training_than_null", extractor="codec")["value"] == 1
+    assert figure(metrics, "good", "closer_to_training_than_null", extractor="pixels")["value"] < 0.4
+    assert figure(metrics, "good", "seconds_per_volume", "total")["value"] == pytest.approx(0.5)
+    assert figure(metrics, "reconstruction", "psnr")["value"] == pytest.approx(31)
+    assert figure(metrics, "linear_reconstruction", "ssim")["n"] == 3
+
+    distances = metrics[metrics["metric"].isin(["frechet_distance", "kernel_distance"])]
+    assert (distances["ci_low"] <= distances["value"]).all() and (distances["value"] <= distances["ci_high"]).all()
+    copied = scans[scans["run"] == "copies"]
+    assert copied["nearest_scan"].tolist() == copied["scan"].tolist()
+    assert scans[(scans["run"] == "real") & (scans["split"] == "train")]["nearest_scan"].isna().all()
+
+    readable = json.loads((release.folder / "metrics.json").read_text())
+    assert len(readable["rows"]) == len(metrics) and readable["provenance"][0]["codec_sha256"] == "0" * 64
+    kept = sorted(path.name for path in (release.folder / "reconstructions").iterdir())
+    assert len(kept) == 8 and kept[0] == "sub-024_T1w_real.nii.gz"
+
+
+def test_the_same_files_give_the_same_figures(release, tmp_path):
+    release.real(train=range(4), val=[4], test=range(5, 8))
+    release.samples("good", range(100, 104))
+    first = release.parts[-1].read_text()
+    release.parts.pop()
+    release.samples("good", range(100, 104))
+    assert release.parts[-1].read_text() == first
+
+
+def test_a_release_without_test_scans_has_rows_without_values(release):
+    release.real(train=range(4))
+    release.samples("good", range(100, 103))
+    metrics, _ = release.merged()
+    row = figure(metrics, "good", "frechet_distance")
+    assert np.isnan(row["value"]) and row["n"] == 3
+    assert not (metrics["metric"] == "closer_to_training_than_null").any()
+    assert not np.isnan(figure(metrics, "good", "volume_ml", "brain")["value"])
+
+
+def test_what_cannot_be_evaluated_is_refused_with_the_remedy(release, write_brains):
+    with pytest.raises(EvaluationError, match="no preprocessed training scan"):
+        release.real(train=[], test=[1, 2])
+    release.parts.clear()
+    release.real(train=range(3), test=[5, 6])
+    with pytest.raises(EvaluationError, match="rename the run"):
+        release.samples("noise", [1, 2])
+    with pytest.raises(EvaluationError, match="decode the samples first"):
+        release.samples("empty", [])
+    with pytest.raises(EvaluationError, match="decode to"):
+        evaluate_noise(
+            release.reference, release.codec, release.settings, release="demo", latent_mean=[0.0] * 4,
+            latent_std=[1.0] * 4, latent_shape=(4, 4, 4, 4), n=2, seed=0, part=release.folder / "x.json",
+        )  # fmt: skip
+
+
+def test_two_parts_of_one_run_are_refused(release):
+    release.real(train=range(3), test=[5, 6])
+    with pytest.raises(ValueError, match="both hold run real"):
+        merge_metrics(release.parts * 2, metrics=release.folder / "m.parquet", scans=release.folder / "s.parquet")
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merge_metrics([], metrics=release.folder / "m.parquet", scans=release.folder / "s.parquet")

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from neuromf.evaluation.inference import mean_estimate, percentile_interval, resample_counts, share_estimate
+
+
+def test_resamples_draw_n_scans_and_repeat(settings):
+    counts = resample_counts(7, settings)
+    assert counts.shape == (200, 7) and (counts.sum(axis=1) == 7).all()
+    assert (counts == resample_counts(7, settings)).all()
+    assert (counts != resample_counts(7, settings, stream=1)).any()
+    assert (counts != resample_counts(7, settings.model_copy(update={"seed": 1}))).any()
+
+
+def test_mean_covers_the_truth_about_as_often_as_it_says(settings):
+    random = np.random.default_rng(0)
+    estimates = [mean_estimate(random.normal(3, 1, 40), settings) for _ in range(200)]
+    covered = np.mean([e.low <= 3 <= e.high for e in estimates])
+    assert 0.88 < covered <= 0.99
+
+
+def test_mean_of_one_or_no_scan_has_no_interval(settings):
+    assert mean_estimate([2.5], settings) == mean_estimate(np.array([2.5]), settings)
+    one, none = mean_estimate([2.5], settings), mean_estimate([], settings)
+    assert (one.value, one.low, one.n) == (2.5, None, 1)
+    assert (none.value, none.low, none.n) == (None, None, 0)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 16), (16, 16), (9, 16), (1, 3)])
+def test_share_has_wilsons_interval(hits, n, settings):
+    expected = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    estimate = share_estimate([True] * hits + [False] * (n - hits), settings)
+    assert estimate.value == pytest.approx(hits / n)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_distances_are_centred_on_their_value_and_cut_at_zero(settings):
+    draws = np.random.default_rng(0).normal(5, 1, 4000)
+    estimate = percentile_interval(1.0, draws, 10, settings, distance=True)
+    assert estimate.low == 0 and estimate.high == pytest.approx(1 + 1.96, abs=0.15)
+    assert percentile_interval(1.0, np.array([np.nan]), 10, settings).low is None

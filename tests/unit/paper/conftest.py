@@ -1,0 +1,147 @@
+"""A small evaluated release as the evaluation would have written it, made of noise and ellipsoids."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuromf.config import Config
+from neuromf.tables import ManifestRow, ReleaseRow, write_manifest, write_release
+from neuromf.volume import write_volume
+
+AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
+NASTY = 'x.nii.gz is "truncated" <script>alert(1)</script> & damaged; copy it again'
+TISSUES = ("brain", "csf", "grey", "white", "deep_csf")
+
+
+def make_brain(seed):
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 32)] * 3, indexing="ij")
+    inside = (x / 0.7) ** 2 + (y / 0.85) ** 2 + (z / 0.7) ** 2 < 1
+    return (inside * np.random.default_rng(seed).uniform(0.5, 0.9, x.shape)).astype(np.float32)
+
+
+def make_metrics(nfes=(1, 2)):
+    rows = []
+
+    def add(run, seed, nfe, metric, region, value, extractor="none", half=0.1):
+        interval = (None, None) if value is None else (value - half, value + half)
+        rows.append(("demo", run, seed, nfe, metric, region, extractor, value, *interval, 16))
+
+    for run, value in (("real", 0.5), ("reconstruction", 0.2), ("noise", 12.0)):
+        add(run, None, None, "frechet_distance", "test", value, "codec")
+        add(run, None, None, "kernel_distance", "test", value / 100, "codec")
+    for run in ("reconstruction", "linear_reconstruction"):
+        add(run, None, None, "psnr", "brain_box", 27.5)
+        add(run, None, None, "ssim", "brain_box", 0.91)
+        add(run, None, None, "mae", "brain", 0.03)
+    for run in ("meanflow", "rectified_flow"):
+        for nfe in nfes:
+            add(run, 0, nfe, "frechet_distance", "test", 2.0 if run == "meanflow" else 4.0, "codec")
+            add(run, 0, nfe, "kernel_distance", "test", None, "codec")
+            add(run, 0, nfe, "brain_volume_in_real_range", "brain", 0.9)
+            add(run, 0, nfe, "closer_to_training_than_null", "brain", 0.06, "pixels")
+            for stage, seconds in (("network", 0.1 * nfe), ("decode", 0.5), ("total", 0.5 + 0.1 * nfe)):
+                add(run, 0, nfe, "seconds_per_volume", stage, seconds)
+    columns = ["release", "run", "seed", "nfe", "metric", "region", "extractor", "value", "ci_low", "ci_high", "n"]
+    return pd.DataFrame(rows, columns=columns).astype(
+        {"seed": "Int64", "nfe": "Int64", "value": float, "ci_low": float}
+    )
+
+
+def make_scans(nfes=(1, 2)):
+    random = np.random.default_rng(0)
+    rows = []
+    sets = [("real", None, None, split) for split in ("train", "val", "test")]
+    sets += [(run, 0, nfe, "generated") for run in ("meanflow", "rectified_flow") for nfe in nfes]
+    for run, seed, nfe, split in sets:
+        for index in range(6):
+            row = {"release": "demo", "run": run, "seed": seed, "nfe": nfe, "split": split, "scan": f"{split}{index}"}
+            row |= {f"{tissue}_ml": random.normal(500, 40) for tissue in TISSUES}
+            known = split != "train"
+            row["nearest_correlation"] = random.uniform(0.8, 0.9) if known else np.nan
+            row["nearest_distance_codec"] = random.uniform(1, 2) if known else np.nan
+            rows.append(row)
+    return pd.DataFrame(rows).astype({"seed": "Int64", "nfe": "Int64"})
+
+
+@pytest.fixture
+def metrics():
+    return make_metrics()
+
+
+@pytest.fixture
+def scans():
+    return make_scans()
+
+
+@pytest.fixture
+def brain():
+    return make_brain
+
+
+@pytest.fixture
+def nasty():
+    return NASTY
+
+
+@pytest.fixture
+def manifests(tmp_path):
+    """Cohort → stage → manifests: four scans done, one truncated at the start, one without contrast later."""
+    done = {
+        "skull_strip": {"brain_ml": 1400.0},
+        "bias_correct": {"field_min": 0.8, "field_max": 1.3},
+        "conform": {"brain_ml": 1300.0, "cut_fraction": 0.01, "warning": "1.0 % of the brain <lies> outside"},
+    }
+    found = {}
+    for stage, figures in done.items():
+        rows = [ManifestRow(f"sub-{i}_T1w", "ok", "", "f", 1, "a", "k", dict(figures)) for i in range(4)]
+        for row in rows[1:]:
+            row.figures.pop("warning", None)
+        rows.append(ManifestRow("sub-8_T1w", "failed", NASTY))
+        late = ManifestRow("sub-9_T1w", "failed", "no contrast") if stage == "conform" else rows[1]
+        rows.append(ManifestRow("sub-9_T1w", late.status, late.reason, figures=late.figures))
+        path = tmp_path / stage / "shard-0000.tsv"
+        write_manifest(path, rows)
+        found[stage] = [path]
+    return {"demo": found}
+
+
+@pytest.fixture
+def evaluated(tmp_path, metrics, scans, manifests):
+    """Everything a report is made of, on disk."""
+    paths = SimpleNamespace(
+        release_table=tmp_path / "demo.tsv", metrics=tmp_path / "metrics.parquet", scans=tmp_path / "scans.parquet",
+        reconstructions=tmp_path / "reconstructions", samples={}, training={}, manifests=manifests,
+        config=Config(runs={"meanflow": {}, "rectified_flow": {}}).model_dump(mode="json"),
+    )  # fmt: skip
+    splits = ["train", "train", "val", "test"]
+    write_release(paths.release_table, [ReleaseRow(str(i), None, "T1w", "demo", s) for i, s in enumerate(splits)])
+    metrics.to_parquet(paths.metrics)
+    scans.to_parquet(paths.scans)
+    provenance = [{"codec_sha256": "c" * 64}]
+    paths.metrics.with_suffix(".json").write_text(json.dumps({"provenance": provenance, "rows": []}))
+    for kind in ("real", "reconstruction"):
+        write_volume(paths.reconstructions / f"sub-3_T1w_{kind}.nii.gz", make_brain(0), AFFINE, np.float32)
+    for run in ("meanflow", "rectified_flow"):
+        for nfe in (1, 2):
+            folder = paths.samples[run, nfe] = tmp_path / "samples" / run / f"nfe-{nfe}"
+            for i in range(5):
+                write_volume(folder / f"sub-synth{i}_T1w.nii.gz", make_brain(i + nfe), AFFINE, np.float32)
+        folder = paths.training[run] = tmp_path / "runs" / run
+        folder.mkdir(parents=True)
+        steps = np.arange(10, 101, 10)
+        losses = pd.DataFrame(
+            {"step": steps, "raw_fm": 1 / steps, "raw_mf": 2 / steps if run == "meanflow" else np.nan}
+        )
+        losses.to_csv(folder / "metrics.csv", index=False)
+        losses.iloc[::5].to_csv(folder / "val.csv", index=False)
+        start = {"name": "demo", "variant": "imf", "sha256": "d" * 64} if run == "meanflow" else None
+        training = {"parameters": 1234567, "updates": 100, "seconds": 90.0, "device": "cpu", "warm_start": start}
+        about = {"training": training, "config": {"flow": {"variant": "imf"}}, "codec": {"name": "demo"}}
+        (folder / "model.json").write_text(json.dumps(about | {"code_version": "0.1.0"}))
+        (folder / "model.safetensors").write_bytes(b"weights")
+    return paths

@@ -1,0 +1,79 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from neuromf.paper.report.build import ReportInputs, SampleSet, TrainingRun, build_report
+
+VOID = {"meta", "link", "img", "source", "br"}
+
+
+class Page(HTMLParser):
+    """Collects ids, links, resources and whether the tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.resources, self.open, self.tags = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.resources += [value for key, value in attrs if key in ("src", "srcset")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def inputs(evaluated):
+    return ReportInputs(
+        release="demo",
+        release_table=evaluated.release_table,
+        manifests=evaluated.manifests,
+        metrics=evaluated.metrics,
+        scans=evaluated.scans,
+        reconstructions=evaluated.reconstructions,
+        samples=[SampleSet(run, 0, nfe, folder) for (run, nfe), folder in reversed(evaluated.samples.items())],
+        training=[TrainingRun(run, 0, folder) for run, folder in evaluated.training.items()],
+        config=evaluated.config,
+        git_commit="abc123",
+    )
+
+
+def build(inputs, tmp_path):
+    paths = {"page": tmp_path / "index.html", "picture": tmp_path / "p.png", "table": tmp_path / "t.csv"}
+    build_report(inputs, **paths)
+    return paths
+
+
+def test_the_page_is_whole_self_contained_escaped_and_repeatable(inputs, tmp_path, nasty):
+    paths = build(inputs, tmp_path)
+    text = paths["page"].read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert all(resource.startswith("data:image/") for resource in page.resources) and len(page.resources) > 8
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"]*", "", text))
+    assert "script" not in page.tags and nasty not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; damaged" in text and "&lt;lies&gt;" in text
+    assert [link.removeprefix("#") for link in page.links] == page.ids
+    for part in ("warm start <b>demo</b>", "random weights", "abc123", "c" * 64, "d" * 64, "no contrast", "1,234,567",
+                 "that no model was trained on", "generated with one network evaluation"):  # fmt: skip
+        assert part in text
+    assert "meanflow generates" in text  # the first run of the configuration is the main one, whatever the order
+    assert paths["picture"].read_bytes().startswith(b"\x89PNG")
+    assert paths["table"].is_file() and paths["table"].with_suffix(".tex").is_file()
+    assert build(inputs, tmp_path)["page"].read_text(encoding="utf-8") == text
+
+
+def test_a_report_without_samples_or_reconstructions_is_refused(inputs, tmp_path):
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="at least one folder of samples"):
+        build(replace(inputs, samples=[]), tmp_path)
+    with pytest.raises(ValueError, match="evaluate the release's real scans first"):
+        build(replace(inputs, reconstructions=tmp_path / "nothing"), tmp_path)

@@ -1,0 +1,33 @@
+from neuromf.paper.report.quality import Quality
+from neuromf.paper.report.summary import key_figures, sentences
+
+NOTHING = Quality([], [], [], {})
+COUNTS = {"train": 20, "val": 3, "test": 4}
+
+
+def test_key_figures_have_value_interval_and_count(metrics):
+    cards = {card.title: card for card in key_figures(metrics, "meanflow", 1)}
+    assert cards["Fréchet distance (codec)"].value == "2.00"
+    assert cards["Fréchet distance (codec)"].interval == "1.90 to 2.10, n = 16"
+    assert cards["Brain volume in the real range"].value == "90%"
+    assert cards["Codec SSIM"].note == "PSNR 27.5 dB"
+
+
+def test_the_summary_compares_with_floor_noise_and_the_other_run(metrics):
+    text = " ".join(sentences(metrics, NOTHING, COUNTS, "meanflow", 1))
+    for part in (
+        "27 scans",
+        "none failed",
+        "one network evaluation",
+        "lies 2.00",
+        "0.50 apart",
+        "6 times as far",
+        "4.00",
+    ):
+        assert part in text
+
+
+def test_what_was_not_measured_is_left_out(metrics):
+    left = metrics[~metrics["metric"].isin(["frechet_distance", "seconds_per_volume"])]
+    assert "Fréchet distance (codec)" not in {card.title for card in key_figures(left, "meanflow", 1)}
+    assert "Decoded noise" not in " ".join(sentences(left, NOTHING, COUNTS, "meanflow", 1))

@@ -1,0 +1,55 @@
+import numpy as np
+import pandas as pd
+
+from neuromf.paper import figures, style
+
+
+def test_nfe_plot_has_runs_and_references_once_each(metrics):
+    figure = figures.metric_against_nfe(metrics, "frechet_distance", "title", "unit", log_scale=True)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(labels) == sorted(
+        ["real train vs real test", "codec reconstruction", "decoded noise", "meanflow", "rectified flow"]
+    )
+    style.as_svg(figure)
+
+
+def test_figures_draw_with_missing_values_and_few_scans(metrics, scans):
+    groups = {
+        "real": scans["run"] == "real",
+        "meanflow": (scans["run"] == "meanflow") & (scans["nfe"] == 1).fillna(False),
+    }
+    groups = {name: chosen.astype(bool) for name, chosen in groups.items()}
+    drawn = [
+        figures.metric_against_nfe(metrics, "kernel_distance", "title", "unit", log_scale=False),
+        figures.tissue_distributions(scans, groups),
+        figures.nearest_histogram(scans, groups),
+        figures.nearest_histogram(scans, {"real": groups["real"] & (scans["split"] == "train")}),
+        figures.distributions({"brain volume (ml)": [1400.0], "cut": [0.0] * 9}),
+    ]
+    for figure in drawn:
+        assert style.as_svg(figure).startswith(b"<?xml")
+
+
+def test_training_curves_draw_nan_and_empty_tables():
+    steps = np.arange(5)
+    train = pd.DataFrame({"step": steps, "raw_fm": 1.0 / (steps + 1), "raw_mf": np.nan})
+    empty = pd.DataFrame({"step": [], "raw_fm": [], "raw_mf": []})
+    figure = figures.training_curves({"rectified flow": (train, empty)})
+    assert len(figure.axes) == 2
+    style.as_svg(figure)
+
+
+def test_the_same_figure_gives_the_same_file(metrics):
+    drawn = []
+    for _ in range(2):
+        with style.themed(style.DARK):
+            drawn.append(
+                style.as_svg(figures.metric_against_nfe(metrics, "frechet_distance", "t", "u", log_scale=True))
+            )
+    assert drawn[0] == drawn[1]
+
+
+def test_runs_keep_their_colours_and_references_theirs():
+    colours = style.run_colours(["a", "b"])
+    assert colours["a"] != colours["b"] and colours["noise"] == style.NOISE_COLOUR
+    assert style.run_label("rectified_flow") == "rectified flow" and style.run_label("noise") == "decoded noise"

@@ -1,0 +1,36 @@
+import csv
+
+from neuromf.paper.tables import CODEC_COLUMNS, figure_of, metric_table, write_csv, write_latex
+
+
+def test_references_come_first_noise_last_and_cells_have_intervals(metrics):
+    table = metric_table(metrics)
+    assert table["Run"].tolist() == [
+        "real train vs real test", "codec reconstruction", "meanflow", "meanflow", "rectified flow", "rectified flow",
+        "decoded noise",
+    ]  # fmt: skip
+    assert table["NFE"].tolist() == ["–", "–", "1", "2", "1", "2", "–"]
+    row = table.iloc[2]
+    assert row["Fréchet distance (codec) ↓"] == "2.00 [1.90, 2.10]" and row["n"] == "16"
+    assert row["KID (codec) ×1000 ↓"] == "–"
+    assert row["Brain volume in real range (%) ↑"] == "90 [80, 100]"
+    assert metric_table(metrics, CODEC_COLUMNS)["Run"].tolist() == ["codec reconstruction", "linear codec"]
+
+
+def test_csv_and_latex_hold_the_same_cells(metrics, tmp_path):
+    write_csv(metrics, tmp_path / "t.csv")
+    write_latex(metrics, tmp_path / "t.tex")
+    with (tmp_path / "t.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    latex = (tmp_path / "t.tex").read_text(encoding="utf-8")
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert len(body) == len(rows) == 9
+    assert all(line.count(" & ") == len(rows[0]) - 1 for line in body)
+    assert r"(\%)" in body[0] and r"Fr\'echet" in body[0] and "27.50 [27.40, 27.60]" in latex
+    assert latex.isascii()
+
+
+def test_one_figure_is_found_or_none(metrics):
+    assert figure_of(metrics, "meanflow", "frechet_distance", "test", nfe=2)["value"] == 2.0
+    assert figure_of(metrics, "meanflow", "kernel_distance", "test", nfe=2) is None
+    assert figure_of(metrics, "other", "frechet_distance", "test") is None
