@@ -1,7 +1,7 @@
 """MeshNet: small dilated-convolution networks (mindgrab, subcortical, aparc50) from published weights.
 
-Source: Fedorov et al. 2017 (IJCNN), Hu et al. 2024 (brainchop). A network sees a whole head, conformed to 256³ voxels of
-1 mm as FreeSurfer does, and gives one label per voxel.
+Source: Fedorov et al. 2017 (IJCNN), Hu et al. 2024 (brainchop). A network sees a whole head, conformed to 256³ voxels
+of 1 mm as FreeSurfer does, and gives one label per voxel.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def find_weights(name: str, weights_dir: Path | None = None) -> Path:
     published = PUBLISHED[name]
     folder = weights_dir or (Path(os.environ["NEUROMF_WEIGHTS"]) if os.environ.get("NEUROMF_WEIGHTS") else None)
     fetch = (
-        f"fetch {published.file} ({published.bytes} bytes, sha256 {published.sha256}) from {published.address}, put it in"
-        " a folder and name that folder in `weights_dir` or NEUROMF_WEIGHTS"
+        f"fetch {published.file} ({published.bytes} bytes, sha256 {published.sha256}) from {published.address}, put it"
+        " in a folder and name that folder in `weights_dir` or NEUROMF_WEIGHTS"
     )
     if folder is None:
         raise WeightsError(f"the network {name} needs its published weights and no folder of weights is given: {fetch}")

@@ -117,14 +117,14 @@ def run_shard(
     return rows
 
 
-def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> None:
-    """Stop when more than a share of a cohort's scans failed.
+def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> tuple[ManifestRow, ...]:
+    """Return the failed scans of a cohort; stop when they are more than a share of it.
 
     Raises:
         ShardError: with one line per failed scan and its reason.
     """
     rows = [row for manifest in manifests for row in read_manifest(manifest)]
-    failed = [row for row in rows if not row.ok]
+    failed = tuple(row for row in rows if not row.ok)
     for row in failed:
         _log.warning("%s failed: %s", row.scan_id, row.reason)
     if len(failed) > max_failed_fraction * len(rows):
@@ -134,6 +134,7 @@ def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> Non
             f"{len(failed)} of {len(rows)} scans failed; max_failed_fraction = {max_failed_fraction:g} allows fewer:"
             f"\n{lines}\nRepair the scans, or raise max_failed_fraction to go on without them"
         )
+    return failed
 
 
 # --- what is done already -------------------------------------------------------------------------------------------

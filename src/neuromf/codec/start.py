@@ -32,7 +32,9 @@ from neuromf.codec import linear
 from neuromf.config import Codec
 
 CONSTANT = 10.0  # B: signals have a standard deviation of at most about 1, so a group's varies by 1 %
-RIDGE = 1e-5  # of a regressor's power: keeps the fitted weights from cancelling each other, which bf16 would not survive
+RIDGE = (
+    1e-5  # of a regressor's power: keeps the fitted weights from cancelling each other, which bf16 would not survive
+)
 
 
 def check_linear_start(codec: Codec) -> None:
@@ -42,7 +44,12 @@ def check_linear_start(codec: Codec) -> None:
         ValueError: says what the linear start needs.
     """
     c = codec.channels
-    if len(c) != 3 or not 8 <= c[0] < c[1] < c[2] or min(c[0], c[2]) < 4 * codec.norm_groups or codec.latent_channels > c[1]:
+    if (
+        len(c) != 3
+        or not 8 <= c[0] < c[1] < c[2]
+        or min(c[0], c[2]) < 4 * codec.norm_groups
+        or codec.latent_channels > c[1]
+    ):
         raise ValueError(
             f"codec_training.start is `linear`, which needs three growing levels of at least 8 channels and 4 channels per"
             f" norm group, not channels {c} in {codec.norm_groups} groups; change them or set start: random"
@@ -62,7 +69,9 @@ def start_encoder(network: AutoencoderKlMaisi, crops: Tensor) -> None:
     _set(_conv(blocks[0]), 0, _tap(1, 0, (1, 1, 1)))
     for channel, (a, b, c) in enumerate(_CORNERS):
         _set(first, channel, _tap(first.in_channels, 0, (a, b, c)))
-    cubes = components.reshape(kept, 2, 2, 2, 2, 2, 2)  # component, then (half of the block, voxel of the half) per axis
+    cubes = components.reshape(
+        kept, 2, 2, 2, 2, 2, 2
+    )  # component, then (half of the block, voxel of the half) per axis
     for channel in range(kept):
         weight = torch.zeros(second.in_channels, 3, 3, 3)
         for source, (a, b, c) in enumerate(_CORNERS):

@@ -76,9 +76,7 @@ def bias_field(data: Volume, brain: NDArray[np.bool_], spacing: NDArray[np.float
     inside, values = brain[box], data[box]
     usable = inside & (values > _FLOOR * np.median(values[inside]))
     if usable.sum() < 1000:
-        raise VolumeError(
-            f"only {usable.sum()} voxels inside the brain mask are positive; the scan has no brain signal"
-        )
+        raise VolumeError(f"only {usable.sum()} voxels inside the brain mask are positive; look at the scan")
     log_field = _fit(values, usable, spacing, settings)
     field = np.exp(log_field - log_field[inside].mean())
     return np.pad(field, [(s.start, n - s.stop) for s, n in zip(box, data.shape, strict=True)], mode="edge")

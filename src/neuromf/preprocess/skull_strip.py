@@ -146,8 +146,8 @@ def _none(image: nib.Nifti1Image) -> tuple[Mask, dict[str, float]]:
     mask = np.asarray(image.dataobj) > 0
     if mask.mean() > _STRIPPED_SHARE:
         raise VolumeError(
-            f"{100 * mask.mean():.0f} % of the voxels are above zero: the scan is not skull-stripped; set skull_stripped to"
-            " false in the cohort's table"
+            f"{100 * mask.mean():.0f} % of the voxels are above zero: the scan is not skull-stripped; set"
+            " skull_stripped to false in the cohort's table"
         )
     return mask, {}
 

@@ -1,4 +1,4 @@
-"""Brain extraction by SynthStrip (Hoopes et al. 2022, NeuroImage 260:119474): the NiPreps package or FreeSurfer's command."""
+"""Brain extraction by SynthStrip (Hoopes et al. 2022, NeuroImage 260:119474): NiPreps' package or FreeSurfer's."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def find_synthstrip(weights_dir: Path | None = None) -> Path:
     raise WeightsError(
         f"skull_strip.backend synthstrip needs {WEIGHTS} in the folder of weights ({folder or 'none is given'}) or"
         f" FreeSurfer's {COMMAND} on PATH: fetch {WEIGHTS} from https://surfer.nmr.mgh.harvard.edu/docs/synthstrip/ and"
-        " name its folder in `weights_dir` or NEUROMF_WEIGHTS, install FreeSurfer 7.3 or later, or choose another backend"
+        " name its folder in `weights_dir` or NEUROMF_WEIGHTS, install FreeSurfer 7.3, or choose another backend"
     )
 
 

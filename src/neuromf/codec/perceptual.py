@@ -1,0 +1,93 @@
+"""LPIPS on slices of volumes, as the VAE's optional perceptual term: SqueezeNet 1.1 features from published files.
+
+Zhang et al. 2018: the features of two images at seven depths of the network are normalised to unit length per pixel,
+their squared difference is weighted per channel by the learnt linear heads, averaged over space and summed over depths.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import squeezenet1_1
+
+from neuromf.tables import file_sha256
+
+BACKBONE = (
+    "squeezenet1_1-b8a52dc0.pth"  # https://download.pytorch.org/models/, the name ends in its sha256's first digits
+)
+BACKBONE_SHA256 = "b8a52dc0"
+HEADS = "lpips_v0.1_squeeze.pth"  # the linear heads, richzhang/PerceptualSimilarity (BSD-2)
+SLICES = 4  # random slices of each of the three planes per update and term
+SMALLEST_SIDE = 32  # pixels: slices are enlarged to this, or the network's three poolings leave nothing
+_SPLITS = (2, 5, 8, 10, 11, 12, 13)  # ends of LPIPS's seven depths among torchvision's layers
+_MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's scaling layer, for images in [-1, 1]
+
+
+class SliceLpips(nn.Module):
+    """Mean LPIPS distance of random slices of two batches of volumes, in all three planes."""
+
+    def __init__(self, features: nn.Sequential, heads: list[Tensor]) -> None:
+        super().__init__()
+        starts = (0, *_SPLITS[:-1])
+        self.depths = nn.ModuleList(features[a:b] for a, b in zip(starts, _SPLITS, strict=True))
+        for number, head in enumerate(heads):
+            self.register_buffer(f"head{number}", head)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, weights_dir: str | Path | None) -> SliceLpips:
+        """Return the network with the published weights in ``weights_dir`` (None: the environment's NEUROMF_WEIGHTS).
+
+        Raises:
+            FileNotFoundError: no such folder or file; says what to fetch.
+            ValueError: a file that is not what its name says.
+        """
+        folder = Path(weights_dir or os.environ.get("NEUROMF_WEIGHTS") or "weights")
+        sources = ((BACKBONE, "https://download.pytorch.org/models"), (HEADS, "richzhang/PerceptualSimilarity"))
+        for name, source in sources:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"codec_training.perceptual_weight > 0 needs {folder / name}: fetch it from {source} into weights_dir"
+                    " (or NEUROMF_WEIGHTS), or set perceptual_weight: 0"
+                )
+        if not file_sha256(folder / BACKBONE).startswith(BACKBONE_SHA256):
+            raise ValueError(f"{folder / BACKBONE}: its sha256 does not begin with {BACKBONE_SHA256}; fetch it again")
+        backbone = squeezenet1_1(weights=None)
+        backbone.load_state_dict(torch.load(folder / BACKBONE, map_location="cpu", weights_only=True))
+        heads = torch.load(folder / HEADS, map_location="cpu", weights_only=True)
+        if sorted(heads) != [f"lin{i}.model.1.weight" for i in range(len(_SPLITS))]:
+            raise ValueError(f"{folder / HEADS} holds {', '.join(heads)}, not LPIPS's seven heads; fetch it again")
+        ordered = [heads[f"lin{i}.model.1.weight"] for i in range(len(_SPLITS))]
+        return cls(backbone.features, ordered)
+
+    def forward(self, y: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mean distance of slices of y and x, both (B, 1, d, h, w) in [0, 1]."""
+        distances = []
+        for axis in (2, 3, 4):
+            chosen = torch.randint(x.shape[axis], (SLICES,), generator=generator).to(x.device)
+            pair = [self._images(volume.index_select(axis, chosen).movedim(axis, 1)) for volume in (y, x)]
+            distances.append(self._distance(*pair))
+        return torch.cat(distances).mean()
+
+    def _images(self, slices: Tensor) -> Tensor:
+        """Return slices (B, S, 1, p, q) in [0, 1] as scaled three-channel images (B·S, 3, p', q')."""
+        grey = slices.float().flatten(0, 1)
+        if min(grey.shape[2:]) < SMALLEST_SIDE:
+            factor = SMALLEST_SIDE / min(grey.shape[2:])
+            grey = F.interpolate(grey, scale_factor=factor, mode="bilinear")
+        return ((2 * grey - 1).expand(-1, 3, -1, -1) - self.get_buffer("mean")) / self.get_buffer("std")
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the LPIPS distance of each pair of images, (N,)."""
+        total = torch.zeros(len(a), device=a.device)
+        for number, depth in enumerate(self.depths):
+            a, b = depth(a), depth(b)
+            difference = (F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)).pow(2)
+            total = total + F.conv2d(difference, self.get_buffer(f"head{number}")).mean((1, 2, 3))
+        return total

@@ -1,0 +1,180 @@
+"""Skull strip of whole shards: masks, already stripped scans, faulty scans and what later stages make of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from neuromf.config import BiasField, Conform, SkullStrip
+from neuromf.meshnet import WeightsError
+from neuromf.preprocess.bias_field import bias_correct_shard
+from neuromf.preprocess.conform import conform_shard
+from neuromf.preprocess.derivatives import mask_path
+from neuromf.preprocess.skull_strip import skull_strip_shard
+from neuromf.preprocess.template import _pseudo_head, template_mask
+from neuromf.shards import ShardError, check_failures
+from neuromf.tables import ManifestRow, Scan
+from neuromf.volume import read_volume
+
+SHARED = Path(os.environ.get("NEUROMF_SHARED", Path(__file__).parents[3] / "../shared"))
+needs_heads = pytest.mark.skipif(
+    not (SHARED / "data" / "freesurfer").is_dir(), reason=f"needs the real heads in {SHARED}/data (set NEUROMF_SHARED)"
+)
+
+
+QUICK_N4 = BiasField(iterations=(10, 10))
+
+
+def stripped(shape: tuple[int, ...] = (60, 70, 56), size: float = 3.0, dtype: str = "int16") -> nib.Nifti1Image:
+    """An already stripped brain of radii 62, 80 and 60 mm, with a hole and a stray island, in LAS."""
+    affine = np.diag([-size, size, size, 1])
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) / 2)
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    x, y, z = np.moveaxis(nib.affines.apply_affine(affine, grid), -1, 0)
+    inside = (x / 62) ** 2 + (y / 80) ** 2 + (z / 60) ** 2 < 1
+    data = np.where(inside, 90 + 40 * np.sin(x / 9) * np.cos(y / 11) + 10 * np.sin(z / 7), 0)
+    data[tuple(n // 2 for n in shape)] = 0
+    data[2, 2, 2] = 5
+    return nib.Nifti1Image(data.astype(dtype), affine)
+
+
+def strip(root: Path, scans: list[Scan], workers: int = 1, **settings: object) -> dict[str, ManifestRow]:
+    manifest = root / "out" / "manifests" / "skull_strip" / "shard-0000.tsv"
+    chosen = SkullStrip(**({"backend": "none"} | settings))  # type: ignore[arg-type]
+    rows = skull_strip_shard(scans, root, root / "out", manifest, chosen, code="c", workers=workers)
+    return {row.scan_id: row for row in rows}
+
+
+def result(root: Path, row: ManifestRow) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    volume = root / "out" / "manifests" / "skull_strip" / row.file
+    return read_volume(volume), read_volume(mask_path(volume))
+
+
+def test_stripped_scans_take_their_own_border(tmp_path: Path) -> None:
+    nib.save(stripped(), tmp_path / "a.nii.gz")
+    row = strip(tmp_path, [Scan("a", "1", "a.nii.gz", "T1w", skull_stripped=True)], backend="template")[
+        "sub-a_ses-1_T1w"
+    ]
+    assert row.ok and row.figures["backend"] == "none" and row.figures["components"] == 2
+    assert row.file == "../../sub-a/ses-1/anat/sub-a_ses-1_desc-brain_T1w.nii.gz"
+    volume, mask = result(tmp_path, row)
+    assert nib.aff2axcodes(volume.affine) == ("R", "A", "S")
+    brain = mask.get_fdata() > 0
+    assert ndimage.label(brain)[1] == 1 and np.array_equal(ndimage.binary_fill_holes(brain), brain)
+    assert row.figures["brain_ml"] == pytest.approx(4 / 3 * np.pi * 62 * 80 * 60 / 1000, rel=0.02)
+    assert np.array_equal(volume.get_fdata(), np.where(brain, stripped().get_fdata()[::-1], 0))
+    about = json.loads((tmp_path / "out" / "dataset_description.json").read_text())
+    assert about["DatasetType"] == "derivative"
+
+
+def test_brats_like_scans_go_the_same_way(tmp_path: Path) -> None:
+    nib.save(stripped((240, 240, 155), 1.0), tmp_path / "b.nii.gz")
+    scans = [Scan("b", None, "b.nii.gz", "FLAIR", skull_stripped=True)]
+    assert strip(tmp_path, scans)["sub-b_FLAIR"].ok
+    manifests = tmp_path / "out" / "manifests"
+    upstream = manifests / "skull_strip" / "shard-0000.tsv"
+    n4 = manifests / "bias_correct" / "shard-0000.tsv"
+    (row,) = bias_correct_shard(scans, upstream, tmp_path / "out", n4, QUICK_N4, code="c", workers=1)
+    assert row.ok and 0 < float(row.figures["field_min"]) < 1 < float(row.figures["field_max"])
+    settings, manifest = Conform(shape=(48, 56, 48), spacing_mm=3.0), manifests / "conform" / "shard-0000.tsv"
+    (row,) = conform_shard(scans, n4, tmp_path / "out", manifest, settings, code="c", workers=1)
+    assert row.ok and row.figures["cut_fraction"] == 0 and row.figures["warning"] == ""
+    assert row.figures["brain_ml"] == pytest.approx(4 / 3 * np.pi * 62 * 80 * 60 / 1000, rel=0.02)
+
+
+def faulty(root: Path) -> list[str]:
+    data = stripped().get_fdata().astype(np.float32)
+    nib.save(stripped(), root / "truncated.nii.gz")
+    whole = (root / "truncated.nii.gz").read_bytes()
+    (root / "truncated.nii.gz").write_bytes(whole[: len(whole) // 2])
+    nib.save(nib.Nifti1Image(np.stack([data, data], -1), np.eye(4)), root / "four.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros_like(data), np.eye(4)), root / "zero.nii.gz")
+    data[30, 30, 30] = np.nan
+    nib.save(nib.Nifti1Image(data, np.eye(4)), root / "nan.nii.gz")
+    nib.save(nib.Nifti1Image(np.arange(1000, dtype=np.float32).reshape(10, 10, 10), np.eye(4)), root / "small.nii.gz")
+    (root / "text.nii.gz").write_text("not a scan")
+    (root / "folder.nii.gz").mkdir()
+    return ["truncated", "four", "zero", "nan", "small", "text", "folder"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_faulty_scans_are_rows_with_reasons(tmp_path: Path, workers: int) -> None:
+    names = faulty(tmp_path)
+    good = ["g1", "g2", "g3"]
+    for name in good:
+        nib.save(stripped(dtype="uint8"), tmp_path / f"{name}.nii.gz")
+    order = ["g1", *names[:4], "g2", *names[4:], "g3"]
+    scans = [Scan(name, None, f"{name}.nii.gz", "T1w") for name in order]
+    rows = strip(tmp_path, scans, workers)
+    assert [row.scan_id for row in rows.values() if row.ok] == [f"sub-{name}_T1w" for name in good]
+    reasons = [rows[f"sub-{name}_T1w"].reason.replace(name, "") for name in names]
+    expected = ["truncated or damaged", "4-dimensional", "all zero", "NaN", "16", "not a NIfTI", "is a folder"]
+    assert all(part in reason for part, reason in zip(expected, reasons, strict=True))
+    assert len(set(reasons)) == 7
+    manifests = tmp_path / "out" / "manifests"
+    upstream, n4 = manifests / "skull_strip" / "shard-0000.tsv", manifests / "bias_correct" / "shard-0000.tsv"
+    later = bias_correct_shard(scans, upstream, tmp_path / "out", n4, QUICK_N4, code="c", workers=1)
+    assert [row.reason for row in later] == [row.reason for row in rows.values()]
+    check_failures([n4], 0.7)
+    with pytest.raises(ShardError, match="7 of 10 scans failed"):
+        check_failures([n4], 0.1)
+
+
+def test_scans_that_are_not_stripped_are_told(tmp_path: Path) -> None:
+    image = stripped()
+    nib.save(nib.Nifti1Image(image.get_fdata().astype(np.float32) + 1, image.affine), tmp_path / "a.nii.gz")
+    row = strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=True)])["sub-a_T1w"]
+    assert not row.ok and "set skull_stripped to false" in row.reason
+
+
+def test_implausible_volumes_are_warned_about(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(stripped().get_fdata().astype(np.uint8), np.diag([1, 1, 1, 1])), tmp_path / "a.nii.gz")
+    row = strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w")])["sub-a_T1w"]
+    assert row.ok and "expected 600 to 2500" in str(row.figures["warning"])
+
+
+def test_missing_weights_stop_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEUROMF_WEIGHTS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    nib.save(stripped(), tmp_path / "a.nii.gz")
+    for backend in ("mindgrab", "synthstrip"):
+        with pytest.raises(WeightsError, match="fetch"):
+            strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w")], backend=backend)
+        assert strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=True)], backend=backend)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def test_template_finds_a_tilted_biased_head() -> None:
+    head = _pseudo_head(3.0)
+    rng = np.random.default_rng(0)
+    data = ndimage.rotate(head.image.numpy(), 9, axes=(1, 2), reshape=False, order=1)
+    truth = ndimage.rotate(head.distance.numpy(), 9, axes=(1, 2), reshape=False, order=1, cval=60) < 0
+    field = np.exp(np.linspace(-0.3, 0.3, data.shape[2], dtype=np.float32))
+    data = np.abs(data * field + rng.normal(0, 0.03, data.shape)).astype(np.float32)
+    image = nib.Nifti1Image(np.pad(data, ((2, 9), (0, 3), (6, 0)))[::-1], np.diag([-3.3, 3.2, 3.0, 1]))
+    mask, figures = template_mask(image, 6.0)
+    assert dice(mask[::-1], np.pad(truth, ((2, 9), (0, 3), (6, 0)))) > 0.93
+    assert figures["template_dice"] > 0.85
+    assert np.array_equal(template_mask(image, 6.0)[0], mask)
+
+
+@needs_heads
+def test_template_on_a_real_head(tmp_path: Path) -> None:
+    folder = SHARED / "data" / "freesurfer"
+    scans = [Scan("a", None, "aomic_sub-0001_T1.nii.gz", "T1w")]
+    manifest = tmp_path / "manifests" / "skull_strip" / "shard-0000.tsv"
+    (row,) = skull_strip_shard(scans, folder, tmp_path, manifest, SkullStrip(), code="c", workers=1)
+    assert row.ok, row.reason
+    truth = nib.as_closest_canonical(nib.load(folder / "aomic_sub-0001_brainmask.nii.gz")).get_fdata() > 0
+    mask = read_volume(mask_path(manifest.parent / row.file)).get_fdata() > 0
+    assert dice(mask, truth) >= 0.94
+    assert ndimage.label(mask)[1] == 1 and 900 < float(row.figures["brain_ml"]) < 2000
