@@ -19,7 +19,7 @@ RELEASE_FOLDER = f"results/releases/{CONFIG.release}"
 CODEC_FOLDER = f"results/codecs/{CONFIG.codec.name}"
 STAGES = ("skull_strip", "bias_correct", "conform")
 CPU_JOB = {"mem_mb": 4000, "runtime": "2h"}
-GPU_JOB = {"mem_mb": 6000, "runtime": "2h", "gpu": 1}
+NETWORK_JOB = {"mem_mb": 6000, "runtime": "2h", "gpu": 0 if CONFIG.device == "cpu" else 1}
 
 
 wildcard_constraints:

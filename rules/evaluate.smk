@@ -19,9 +19,9 @@ rule evaluate_reference:
         f"results/benchmarks/evaluate_reference/{CONFIG.release}.tsv"
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: 1
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
         cache=f"{EVALUATION}/cache",
@@ -49,9 +49,9 @@ rule evaluate_samples:
         f"results/benchmarks/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: 1
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
         cache=f"{EVALUATION}/cache",
@@ -77,9 +77,9 @@ rule evaluate_noise:
         f"results/benchmarks/evaluate_noise/{CONFIG.release}.tsv"
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: 1
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:

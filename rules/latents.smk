@@ -17,7 +17,7 @@ rule train_codec:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:
@@ -45,11 +45,11 @@ rule encode:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:
-        settings=CODEC_SETTINGS,
+        codec=CODEC_SETTINGS,
         shard_size=CONFIG.shard_size,
         code=CODE["encode"],
     script:
@@ -94,7 +94,7 @@ rule validate_codec:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:

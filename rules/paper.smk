@@ -13,6 +13,7 @@ rule report:
             for run, seed, nfe in sample_sets()
         ],
         models=[f"{RELEASE_FOLDER}/runs/{run}/seed-{seed}/model.json" for run, seed in trained_models()],
+        template=PROJECT / "src/neuromf/paper/report/report.html",
     output:
         page=report(
             f"{RELEASE_FOLDER}/report/index.html",

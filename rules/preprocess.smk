@@ -14,7 +14,7 @@ rule skull_strip:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **(CPU_JOB if CONFIG.preprocess.skull_strip.backend in ("template", "none") else GPU_JOB),
+        **(CPU_JOB if CONFIG.preprocess.skull_strip.backend in ("template", "none") else NETWORK_JOB),
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:

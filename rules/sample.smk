@@ -15,9 +15,9 @@ rule sample:
         f"results/benchmarks/sample/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: 1
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         batch_size=CONFIG.sample.batch_size,
     params:
@@ -43,9 +43,9 @@ rule decode:
         f"results/benchmarks/decode/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: 1
     resources:
-        **GPU_JOB,
+        **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:

@@ -27,7 +27,7 @@ rule train:
     resources:
         mem_mb=8000,
         runtime="2d",
-        gpu=1,
+        gpu=NETWORK_JOB["gpu"],
         device=CONFIG.device,
         checkpoints=f"{RELEASE_FOLDER}/checkpoints/{{run}}-{{seed}}",
     params:

@@ -3,10 +3,9 @@ from pathlib import Path
 from job import logged
 
 with logged(snakemake):
-    from neuromf.preprocess.skull_strip import skull_strip_shard
-
     from neuromf import tables
     from neuromf.config import SkullStrip
+    from neuromf.preprocess.skull_strip import skull_strip_shard
 
     wildcards, params, resources = snakemake.wildcards, snakemake.params, snakemake.resources
     cohort = tables.read_cohort(Path(f"config/cohorts/{wildcards.cohort}.tsv"))

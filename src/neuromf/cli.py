@@ -68,7 +68,9 @@ def release_create(
         cohorts = [read_cohort(tables / f"{one}.tsv") for one in cohort]
         rows = create_release(name, cohorts, releases, modality=modality, fractions=fractions)
     counts = Counter(row.split for row in rows)
-    print(f"{releases / name}.tsv: {len(rows)} scans ({', '.join(f'{counts[s]} {s}' for s in ('train', 'val', 'test'))})")
+    print(
+        f"{releases / name}.tsv: {len(rows)} scans ({', '.join(f'{counts[s]} {s}' for s in ('train', 'val', 'test'))})"
+    )
 
 
 @app.command()
@@ -99,6 +101,8 @@ class _readable_errors:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | OSError | RuntimeError) and not logging.getLogger().isEnabledFor(logging.INFO):
+        if isinstance(error, ValueError | OSError | RuntimeError) and not logging.getLogger().isEnabledFor(
+            logging.INFO
+        ):
             typer.secho(f"Error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None

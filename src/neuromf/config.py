@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Split = Literal["train", "val", "test"]
+RESERVED_RUNS = frozenset({"real", "reconstruction", "linear_reconstruction", "noise"})  # rows of the evaluation
 
 
 class ConfigError(ValueError):
@@ -47,9 +47,7 @@ class Phantom(Section):
     """Demo heads made from the ICBM152 template (``neuromf.cohort.phantom``)."""
 
     seed: int = setting(0, "Seed of the whole phantom cohort; head i depends on (seed, participant) only", ge=0)
-    deformation_mm: float = setting(
-        4.0, "Standard deviation of the smooth random displacement", unit="mm", ge=0, le=15
-    )
+    deformation_mm: float = setting(4.0, "Standard deviation of the smooth random displacement", unit="mm", ge=0, le=15)
     noise_percent: tuple[float, float] = setting(
         (1.0, 3.0), "Range of the Rician noise's σ, as a share of the white-matter intensity", unit="%"
     )
@@ -109,7 +107,9 @@ class Conform(Section):
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles {self.percentiles} must satisfy 0 <= low < high <= 100")
         if any(n < 8 or n % 4 for n in self.shape):
-            raise ValueError(f"shape {self.shape}: every side must be at least 8 and a multiple of 4 (the VAE halves twice)")
+            raise ValueError(
+                f"shape {self.shape}: every side must be at least 8 and a multiple of 4 (the VAE halves twice)"
+            )
         return self
 
 
@@ -158,7 +158,10 @@ class CodecTraining(Section):
     perceptual_weight: float = setting(0.0, "Weight of the LPIPS term (needs the backbone's weights)", ge=0)
     adversarial_weight: float = setting(0.0, "Weight of the patch discriminator's term", ge=0)
     whole_volume_share: float = setting(
-        0.0, "Share of the run, at its end, that sees whole volumes: the group norms then see what encoding sees", ge=0, le=1
+        0.0,
+        "Share of the run, at its end, that sees whole volumes: the group norms then see what encoding sees",
+        ge=0,
+        le=1,
     )
     flip_probability: float = setting(0.5, "Left-right flip of a crop", ge=0, le=1)
     gradient_clip: float = setting(1.0, "Largest gradient norm", gt=0)
@@ -302,6 +305,8 @@ class Config(Section):
     def _check(self) -> Config:
         if not self.runs:
             raise ValueError("runs must name at least one run, e.g. runs: {meanflow: {}}")
+        if taken := sorted(RESERVED_RUNS & set(self.runs)):
+            raise ValueError(f"{', '.join(taken)}: the evaluation uses this name for what is no model; rename the run")
         return self
 
     def for_run(self, run: str) -> Config:
@@ -357,7 +362,9 @@ def load(settings: Mapping[str, Any], presets: Path) -> Config:
         path = presets / f"{preset}.yaml"
         if not path.is_file():
             known = sorted(p.stem for p in presets.glob("*.yaml"))
-            raise ConfigError(f"preset: no preset {preset!r} in {presets}{_nearest(str(preset), known)}; known: {known}")
+            raise ConfigError(
+                f"preset: no preset {preset!r} in {presets}{_nearest(str(preset), known)}; known: {known}"
+            )
         base = read_yaml(path)
     return validate(overlay(base, settings))
 

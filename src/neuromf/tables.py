@@ -156,7 +156,7 @@ def read_cohort(table: Path) -> Cohort:
     """
     sidecar = table.with_suffix(".json")
     if not sidecar.is_file():
-        raise TableError(f"{sidecar} is missing: it names the folder the cohort's images lie in, {{\"root\": \"/data\"}}")
+        raise TableError(f'{sidecar} is missing: it names the folder the cohort\'s images lie in, {{"root": "/data"}}')
     about = json.loads(sidecar.read_text(encoding="utf-8"))
     rows = read_tsv(table, COHORT_COLUMNS)
     scans: list[Scan] = []
@@ -164,7 +164,9 @@ def read_cohort(table: Path) -> Cohort:
     for number, row in enumerate(rows, start=2):
         scan = _scan(table, number, row, Path(about["root"]))
         if scan.scan_id in seen:
-            raise TableError(f"{table}, row {number}: {scan.scan_id} is already in row {seen[scan.scan_id]}; remove one")
+            raise TableError(
+                f"{table}, row {number}: {scan.scan_id} is already in row {seen[scan.scan_id]}; remove one"
+            )
         seen[scan.scan_id] = number
         scans.append(scan)
     return Cohort(table.stem, Path(about["root"]), tuple(scans), about.get("source", "folder"))
@@ -287,9 +289,7 @@ def succeeded(rows: Sequence[ReleaseRow], manifests: Mapping[str, Sequence[Path]
     return {row: made[row.cohort, row.scan_id] for row in rows if (row.cohort, row.scan_id) in made}
 
 
-def released_files(
-    rows: Sequence[ReleaseRow], manifests: Mapping[str, Sequence[Path]]
-) -> dict[str, dict[str, Path]]:
+def released_files(rows: Sequence[ReleaseRow], manifests: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, Path]]:
     """Return `succeeded` by split: split -> key -> file.
 
     The key is the scan ID, with ``<cohort>_`` before it when the release draws on several cohorts, since data sets share
@@ -322,9 +322,7 @@ def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
     """Write a shard manifest atomically; the stages' own figures become further columns."""
     extra = list(dict.fromkeys(key for row in rows for key in row.figures))
-    table = [
-        [asdict(row)[c] for c in MANIFEST_COLUMNS] + [row.figures.get(key) for key in extra] for row in rows
-    ]
+    table = [[asdict(row)[c] for c in MANIFEST_COLUMNS] + [row.figures.get(key) for key in extra] for row in rows]
     write_tsv(path, [*MANIFEST_COLUMNS, *extra], table)
 
 

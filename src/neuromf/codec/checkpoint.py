@@ -1,4 +1,4 @@
-"""Checkpoints of a codec training: one safetensors file, so that it is whole or not there, whenever the run is killed."""
+"""Checkpoints of a codec training: one safetensors file, so that it is whole or not there, whenever it is killed."""
 
 from __future__ import annotations
 

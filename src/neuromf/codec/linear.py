@@ -1,5 +1,5 @@
-"""The linear codec that every VAE is measured against: principal components of 4×4×4 blocks, as many kept as the VAE has
-latent channels, so both store the same number of values per voxel."""
+"""The linear codec that every VAE is measured against: principal components of 4×4×4 blocks, as many kept as
+the VAE has latent channels, so both store the same number of values per voxel."""
 
 from __future__ import annotations
 

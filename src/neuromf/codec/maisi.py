@@ -107,7 +107,7 @@ class FrozenCodec:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return volumes (B, 1, 4D, 4H, 4W) of latents (B, C, D, H, W).
 
-        A volume with a side longer than ``settings.window_voxels`` is decoded by a sliding window with Gaussian weights.
+        A volume with a side longer than ``settings.window_voxels`` is decoded by a Gaussian-weighted sliding window.
 
         Raises:
             ValueError: another shape or number of channels.
@@ -221,7 +221,7 @@ def architecture(settings: Codec) -> dict[str, Any]:
 
 
 def _adopt_architecture(settings: Codec, about: Path, sha256: str) -> Codec:
-    """Return the settings with the architecture of codec.json; settings that are neither its nor the default: refused."""
+    """Return the settings with codec.json's architecture; a setting that is neither its nor the default is refused."""
     content = json.loads(about.read_text(encoding="utf-8"))
     if content.get("sha256", sha256) != sha256:
         raise CodecError(

@@ -53,8 +53,8 @@ class SliceLpips(nn.Module):
         for name, source in sources:
             if not (folder / name).is_file():
                 raise FileNotFoundError(
-                    f"codec_training.perceptual_weight > 0 needs {folder / name}: fetch it from {source} into weights_dir"
-                    " (or NEUROMF_WEIGHTS), or set perceptual_weight: 0"
+                    f"codec_training.perceptual_weight > 0 needs {folder / name}: fetch it from {source} into"
+                    " weights_dir (or NEUROMF_WEIGHTS), or set perceptual_weight: 0"
                 )
         if not file_sha256(folder / BACKBONE).startswith(BACKBONE_SHA256):
             raise ValueError(f"{folder / BACKBONE}: its sha256 does not begin with {BACKBONE_SHA256}; fetch it again")

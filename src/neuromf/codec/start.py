@@ -8,8 +8,8 @@ trilinear upsampling and two group norms. So
   components of the resulting 4³ blocks;
 - the decoder's two upsampling convolutions are fitted by least squares, one after the other, to the scans themselves:
   the first predicts the 2³ voxels behind each of its own, the second the image;
-- a group norm is made transparent: a signal stands in its group with its own negative and with constants ±B, so that the
-  group's mean is 0 and its standard deviation is that of the constants, whatever the signal does.
+- a group norm is made transparent: a signal stands in its group with its own negative and with constants ±B, so that
+  the group's mean is 0 and its standard deviation is that of the constants, whatever the signal does.
 
 All other channels keep their random weights, as features for the residual branches to learn from.
 """
@@ -51,8 +51,8 @@ def check_linear_start(codec: Codec) -> None:
         or codec.latent_channels > c[1]
     ):
         raise ValueError(
-            f"codec_training.start is `linear`, which needs three growing levels of at least 8 channels and 4 channels per"
-            f" norm group, not channels {c} in {codec.norm_groups} groups; change them or set start: random"
+            "codec_training.start is `linear`, which needs three growing levels of at least 8 channels and 4 channels"
+            f" per norm group, not channels {c} in {codec.norm_groups} groups; change them or set start: random"
         )
 
 
@@ -83,8 +83,8 @@ def start_encoder(network: AutoencoderKlMaisi, crops: Tensor) -> None:
         _set(out, channel, _tap(out.in_channels, place, (1, 1, 1)))
     for name in ("quant_conv_mu", "post_quant_conv"):
         conv = _conv(network.get_submodule(name), "conv")
-        nn.init.dirac_(conv.weight)
-        nn.init.zeros_(conv.bias)
+        for channel in range(kept):
+            _set(conv, channel, _tap(kept, channel, (0, 0, 0), side=1))
 
 
 @torch.no_grad()
@@ -125,8 +125,8 @@ def _silence(network: nn.Module) -> None:
     for block in network.modules():
         if isinstance(block, MaisiResBlock):
             conv = _conv(block.conv2)
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            for row in range(conv.out_channels):
+                _set(conv, row, torch.zeros_like(conv.weight[row]))
             if not isinstance(block.nin_shortcut, nn.Identity):
                 shortcut = _conv(block.nin_shortcut)
                 for channel in range(min(shortcut.in_channels, shortcut.out_channels)):
@@ -134,7 +134,7 @@ def _silence(network: nn.Module) -> None:
 
 
 def _make_transparent(blocks: Sequence[nn.Module], signals: int) -> list[int]:
-    """Let ``signals`` channels pass the last shortcut and the final group norm unchanged; return where they come out."""
+    """Let ``signals`` channels pass the last shortcut and final group norm unchanged; return where they come out."""
     residuals = [block for block in blocks if isinstance(block, MaisiResBlock)]
     last = max(i for i, block in enumerate(residuals) if not isinstance(block.nin_shortcut, nn.Identity))
     shortcut = _conv(residuals[last].nin_shortcut)
@@ -161,7 +161,7 @@ def _make_transparent(blocks: Sequence[nn.Module], signals: int) -> list[int]:
 
 
 def _least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the 3³ convolution (M, C, 3, 3, 3) and bias (M,) that best predict y (N, M, d, h, w) from x (N, C, d, h, w)."""
+    """Return the 3³ convolution (M, C, 3, 3, 3) and bias (M,) that best predict y (N, M, …) from x (N, C, …)."""
     channels, outputs = x.shape[1], y.shape[1]
     regressors = channels * 27 + 1
     moment = torch.zeros(regressors, regressors, dtype=torch.float64)

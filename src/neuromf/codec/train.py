@@ -1,8 +1,8 @@
 """Training one's own VAE: L1 + β·KL + optional perceptual and adversarial terms on random crops.
 
-β is adapted so that the posterior means keep a standard deviation inside ``kl_target`` (`KlController`). Two more things
-hold the latents' scale. Before the first update the mean's last 1×1×1 convolution is rescaled so that the means of real
-crops have mean 0 and standard deviation 1 per channel, and the posterior's σ starts at 0.05 everywhere, since noise of
+β is adapted so that the posterior means keep a standard deviation inside ``kl_target`` (`KlController`). Two more
+things hold the latents' scale. Before the first update the mean's last 1×1×1 convolution is rescaled so that the means
+of real crops have mean 0 and standard deviation 1 per channel, and the posterior's σ starts at 0.05 everywhere, since noise of
 σ = 1 hides the signal from the decoder for hundreds of updates. After the last one, means whose scale is still outside
 the target are rescaled exactly: the 1×1×1 convolutions before and after the latent absorb the factor and its inverse,
 which changes no reconstruction.
@@ -35,7 +35,7 @@ from neuromf.codec.maisi import FrozenCodec, architecture, build, count
 from neuromf.codec.start import check_linear_start, start_decoder, start_encoder
 from neuromf.codec.validate import METRICS, latent_std, reconstruction_figures
 from neuromf.config import Codec, CodecTraining
-from neuromf.tables import atomic_path, file_sha256, write_json
+from neuromf.tables import atomic_path, file_sha256, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +192,8 @@ def train_codec(
         minutes: end the run after this much training time (over all its sessions): the learning rate then follows the
             clock or the updates, whichever is further.
         weights_dir: folder of published weights, for the perceptual term.
-        workspace: where checkpoint and log lie; default ``folder``. Snakemake deletes a failed rule's outputs, so a rule
-            gives a folder that is no declared output.
+        workspace: where checkpoint and log lie; default ``folder``. Snakemake deletes a failed rule's outputs, so a
+            rule gives a folder that is no declared output.
 
     Returns:
         The training's figures, as codec.json holds them.
@@ -228,6 +228,7 @@ def train_codec(
         "n_val": len(held_out),
         **{f"val_{name}": value for name, value in reconstruct(trainer.frozen(), held_out).items()},
     }
+    write_text(folder / "training.csv", (workspace / "training.csv").read_text(encoding="utf-8"))
     write_codec(folder, trainer.average, codec, training, figures)
     return figures
 

@@ -80,7 +80,7 @@ def validate_codec(codec: FrozenCodec, train: Sequence[Path], test: Sequence[Pat
 
 
 def reconstruction_figures(volume: np.ndarray, reconstruction: np.ndarray) -> dict[str, float]:
-    """Return PSNR (dB) and SSIM in the brain's bounding box and MAE inside the brain, both volumes (D, H, W) in [0, 1]."""
+    """Return PSNR (dB) and SSIM in the brain's bounding box and MAE in the brain; both volumes (D, H, W) in [0, 1]."""
     brain = volume > 0
     box = bounding_box(brain)
     x, y = volume[box].astype(np.float64), np.clip(reconstruction[box], 0, 1).astype(np.float64)

@@ -39,15 +39,15 @@ def encode_shard(
 ) -> tuple[ManifestRow, ...]:
     """Encode the scans of one shard and write ``latents`` (safetensors) and ``manifest``.
 
-    A scan whose volume, codec weights and code are as before keeps the latent it has. Snakemake deletes a job's declared
-    outputs before it runs again, so the finished shard has a second, hidden name (a hard link, which takes no
+    A scan whose volume, codec weights and code are as before keeps the latent it has. Snakemake deletes a job's
+    declared outputs before it runs again, so the finished shard has a second, hidden name (a hard link, which takes no
     space) and the scans of an unfinished one lie in a hidden folder beside it until the shard is whole.
 
     Args:
         scans: the shard's scans, in order.
         upstream: manifest of the stage conform; a scan that failed there is a failed row here, with its reason.
-        manifest: where this stage's manifest goes. ``file`` of a row is the shard; ``bytes`` and ``sha256`` are those of
-            the scan's own tensor in it.
+        manifest: where this stage's manifest goes. ``file`` of a row is the shard; ``bytes`` and ``sha256`` are those
+            of the scan's own tensor in it.
         latents: where the shard goes; its header holds codec, weights_sha256, shape, voxel_size_mm and each scan's key.
         codec: the frozen VAE.
         code: hash of the code that encodes.

@@ -30,6 +30,9 @@ from neuromf.volume import VolumeError, to_ras, voxel_sizes
 Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+# ITK reads this once, at its first use: one thread sums in one order, so the same scan gives the same mask.
+os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
 # The pseudo-head: thickness in mm and intensity (white matter is 1) of the shells around the brain, inside out.
 _SHELLS = ((2.0, 0.2), (6.0, 0.08), (6.0, 0.9))
 _FAR = 60.0  # mm, the signed distance given to what lies outside the template
@@ -116,30 +119,21 @@ def _register(head: _Head, scan: Volume, spacing_mm: float) -> Volume:
     low, high = np.percentile(scan, (1, 99))
     moving = _ants(np.clip((scan - low) / (high - low), 0, 1), spacing_mm)
     shift = _centre(bright, spacing_mm) - _centre(head.image.numpy() > 0.5, spacing_mm)
-    before = os.environ.get("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"  # sums in one order: the same scan, the same mask
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            affine = _affine(head, moving, shift, Path(folder))
-            syn = ants.registration(
-                head.image,
-                moving,
-                "SyNOnly",
-                initial_transform=affine,
-                outprefix=f"{folder}/syn",
-                mask=head.region,
-                reg_iterations=(40, 0),  # half resolution only: the refinement does the rest
-                random_seed=1,
-            )
-            inverse = syn["invtransforms"]
-            distance = ants.apply_transforms(
-                moving, head.distance, inverse, whichtoinvert=[True, False], defaultvalue=_FAR
-            )
-    finally:
-        if before is None:
-            del os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"]
-        else:
-            os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = before
+    with tempfile.TemporaryDirectory() as folder:
+        affine = _affine(head, moving, shift, Path(folder))
+        syn = ants.registration(
+            head.image,
+            moving,
+            "SyNOnly",
+            initial_transform=affine,
+            outprefix=f"{folder}/syn",
+            mask=head.region,
+            reg_iterations=(40, 0),  # half resolution only: the refinement does the rest
+            random_seed=1,
+        )
+        distance = ants.apply_transforms(
+            moving, head.distance, syn["invtransforms"], whichtoinvert=[True, False], defaultvalue=_FAR
+        )
     return distance.numpy()
 
 
