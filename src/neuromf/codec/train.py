@@ -80,6 +80,10 @@ class CodecTrainer:
         self.progress = Progress()
         self.adversary: Adversary | None = None
         if training.adversarial_weight > 0:
+            if min(training.crop) < 32:
+                raise ValueError(
+                    f"the patch discriminator needs crops of at least 32 voxels a side, not {training.crop}"
+                )
             self.adversary = Adversary(training.adversarial_weight, training.learning_rate, device)
         self.perceptual: torch.nn.Module | None = None
         if training.perceptual_weight > 0:

@@ -10,7 +10,7 @@ import pytest
 
 from neuromf.volume import write_volume
 
-Scans = Callable[[int], list[Path]]
+Scans = Callable[..., list[Path]]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Training one's own VAE: it learns, resumes after a kill, holds the latents' scale and writes what load_codec reads."""
+"""Training one's own VAE: it learns, resumes after a kill, holds its latents' scale, writes what load_codec reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPE = CodecTraining(
     updates=4, batch_size=2, crop=(16, 16, 16), learning_rate=1e-3, whole_volume_share=0.25,
     validate_every=2, checkpoint_every=1, log_every=1,
 )  # fmt: skip
-Scans = Callable[[int], list[Path]]
+Scans = Callable[..., list[Path]]
 
 
 def recipe(**changes: object) -> CodecTraining:
@@ -99,13 +99,17 @@ def test_the_loss_falls(scans: Scans, tmp_path: Path) -> None:
 
 
 def test_adversarial_and_bf16(scans: Scans, tmp_path: Path) -> None:
-    paths = scans(2)
+    paths = scans(2, (32, 32, 32))
     training = recipe(updates=2, crop=(32, 32, 32), adversarial_weight=0.05, precision="bf16", whole_volume_share=0.0)
-    big = [p for p in paths]
-    figures = train_codec(big[:1], big[1:], CODEC, training, tmp_path)
+    figures = train_codec(paths[:1], paths[1:], CODEC, training, tmp_path)
     rows = list(csv.DictReader((tmp_path / "training.csv").open()))
     assert float(rows[-1]["discriminator"]) > 0
     assert figures["updates"] == 2
+
+
+def test_crops_too_small_for_the_discriminator_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 32"):
+        CodecTrainer(CODEC, recipe(adversarial_weight=0.1), torch.device("cpu"), None)
 
 
 def test_a_time_budget_ends_the_run(scans: Scans, tmp_path: Path) -> None:
