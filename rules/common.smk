@@ -91,27 +91,33 @@ def raw_heads(wildcards):
 
 
 # --- releases -------------------------------------------------------------------------------------------------------
-# What a release needs of its cohorts is ancient() and tracked by `upstream`, a hash of everything that decides it:
-# new scans in a cohort touch the same shard files, and must not retrain the models of a release that lacks them.
+# A release's jobs read shard files that change whenever their cohort grows, and growth must not retrain its models. So
+# they carry a param `upstream`, a hash of all that decides what those files hold for the release, and leave it in a stamp
+# when they succeed. While the stamp is right the files are ancient(): their times and makers count for nothing. Else they
+# are plain inputs, since Snakemake looks at no param of a job that waits for another one.
 
 
-def released(pattern):
-    """The files of the release's shards, e.g. of `results/cohorts/{cohort}/…/shard-{shard}.tsv`."""
-    return [
-        ancient(pattern.format(cohort=c, shard=s, codec=CONFIG.codec.name)) for c in COHORTS for s in released_shards(c)
-    ]
+def stamp(rule, wildcards=""):
+    return f"{RELEASE_FOLDER}/.made_from/{'-'.join([rule, *map(str, wildcards)])}"
 
 
-def released_manifests(wildcards=None):
-    return released("results/cohorts/{cohort}/preprocessed/manifests/conform/shard-{shard}.tsv")
+def released(pattern, rule, upstream):
+    """Input function: the files of the release's shards, for a rule that carries `upstream`."""
+
+    def files(wildcards):
+        names = [
+            pattern.format(cohort=c, shard=s, codec=CONFIG.codec.name) for c in COHORTS for s in released_shards(c)
+        ]
+        made_from = Path(stamp(rule, wildcards))
+        unchanged = made_from.is_file() and made_from.read_text() == upstream
+        return [ancient(name) for name in names] if unchanged else names
+
+    return files
 
 
-def released_latents(wildcards=None):
-    return released("results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors")
-
-
-def released_encodings(wildcards=None):
-    return released("results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv")
+CONFORMED = "results/cohorts/{cohort}/preprocessed/manifests/conform/shard-{shard}.tsv"
+ENCODED = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv"
+LATENTS = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors"
 
 
 def quality_gates(wildcards=None):

@@ -6,7 +6,7 @@ EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json")
 
 rule evaluate_reference:
     input:
-        manifests=released_manifests,
+        manifests=released(CONFORMED, "evaluate_reference", PREPROCESSED_BY),
         codec_validation=f"{EVALUATION}/codec.json",
         codec=trained_codec,
     output:
@@ -22,6 +22,7 @@ rule evaluate_reference:
     threads: 1
     resources:
         **NETWORK_JOB,
+        stamp=stamp("evaluate_reference"),
         device=CONFIG.device,
         weights_dir=weights_folder(),
         cache=f"{EVALUATION}/cache",

@@ -3,7 +3,7 @@
 
 rule train_codec:
     input:
-        manifests=released_manifests,
+        manifests=released(CONFORMED, "train_codec", PREPROCESSED_BY),
         failed=quality_gates,
     output:
         weights=f"{CODEC_FOLDER}/codec.safetensors",
@@ -18,6 +18,7 @@ rule train_codec:
     threads: 32
     resources:
         **NETWORK_JOB,
+        stamp=stamp("train_codec"),
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:
@@ -58,8 +59,8 @@ rule encode:
 
 rule latent_statistics:
     input:
-        latents=released_latents,
-        manifests=released_encodings,
+        latents=released(LATENTS, "latent_statistics", ENCODED_BY),
+        manifests=released(ENCODED, "latent_statistics", ENCODED_BY),
         failed=quality_gates,
     output:
         f"{RELEASE_FOLDER}/latent_statistics.json",
@@ -71,6 +72,7 @@ rule latent_statistics:
         "../envs/neuromf.yaml"
     resources:
         **CPU_JOB,
+        stamp=stamp("latent_statistics"),
     params:
         release=RELEASE_TABLE,
         upstream=ENCODED_BY,
@@ -81,7 +83,7 @@ rule latent_statistics:
 
 rule validate_codec:
     input:
-        manifests=released_manifests,
+        manifests=released(CONFORMED, "validate_codec", PREPROCESSED_BY),
         codec=trained_codec,
         failed=quality_gates,
     output:
@@ -95,6 +97,7 @@ rule validate_codec:
     threads: 32
     resources:
         **NETWORK_JOB,
+        stamp=stamp("validate_codec"),
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:

@@ -31,8 +31,8 @@ rule sample:
 rule decode:
     input:
         latents=f"{SAMPLES}/latents.safetensors",
-        training=released_latents,
-        manifests=released_encodings,
+        training=released(LATENTS, "decode", ENCODED_BY),
+        manifests=released(ENCODED, "decode", ENCODED_BY),
         codec=trained_codec,
     output:
         participants=f"{SAMPLES}/participants.tsv",
@@ -46,9 +46,11 @@ rule decode:
     threads: 1
     resources:
         **NETWORK_JOB,
+        stamp=lambda wildcards: stamp("decode", wildcards),
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:
+        upstream=ENCODED_BY,
         release=RELEASE_TABLE,
         codec=CODEC_SETTINGS,
         code=code_hash("neuromf.generation.generate:decode_latents"),

@@ -5,8 +5,8 @@ rule train:
     input:
         warm_start=warm_start,
         statistics=f"{RELEASE_FOLDER}/latent_statistics.json",
-        latents=released_latents,
-        manifests=released_encodings,
+        latents=released(LATENTS, "train", ENCODED_BY),
+        manifests=released(ENCODED, "train", ENCODED_BY),
     output:
         weights=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/model.safetensors",
         about=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/model.json",
@@ -25,6 +25,7 @@ rule train:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
+        stamp=lambda wildcards: stamp("train", wildcards),
         mem_mb=8000,
         runtime="2d",
         gpu=NETWORK_JOB["gpu"],

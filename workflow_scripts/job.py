@@ -23,6 +23,8 @@ def logged(snakemake: Any) -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         yield
+        if made_from := snakemake.resources.get("stamp"):
+            tables.write_text(Path(made_from), snakemake.params.upstream)
     except Exception as error:
         with Path(snakemake.log[0]).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)

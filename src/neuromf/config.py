@@ -148,9 +148,6 @@ class CodecTraining(Section):
     batch_size: int = setting(2, "Crops per update", ge=1)
     crop: tuple[int, int, int] = setting((64, 64, 64), "Random crop", unit="voxels", source="MAISI")
     learning_rate: float = setting(1e-4, "Peak learning rate of AdamW (one-cycle)", gt=0, source="MAISI")
-    start: Literal["random", "linear"] = setting(
-        "random", "Weights to start from: random, or set so that the VAE is the linear codec of its rate"
-    )
     kl_weight: float = setting(1e-7, "Weight of the KL term at the start", ge=0, source="MAISI")
     kl_target: tuple[float, float] = setting(
         (0.9, 1.1), "The KL weight is adapted until the latents' standard deviation is inside", source="MAISI"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from neuromf.config import Codec, CodecTraining
 from neuromf.tables import atomic_path, content_hash
 
 if TYPE_CHECKING:
+    from neuromf.codec.crops import Crops
     from neuromf.codec.train import CodecTrainer
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of one parameter
 _FREE = ("validate_every", "checkpoint_every", "log_every")  # settings that change no weight
 
 
-def key_of(codec: Codec, training: CodecTraining, train: Sequence[Path]) -> str:
-    """Return the hash of what decides a training's weights: architecture, recipe and the training scans' names."""
+def key_of(codec: Codec, training: CodecTraining, crops: Crops, code: str) -> str:
+    """Return the hash of what decides a training's weights: architecture, recipe, training volumes and code."""
     recipe = {key: value for key, value in training.model_dump(mode="json").items() if key not in _FREE}
-    return content_hash([architecture(codec), recipe, [path.name for path in train]])
+    return content_hash([architecture(codec), recipe, crops.sha256(), code])
 
 
 def save_checkpoint(path: Path, trainer: CodecTrainer, key: str) -> None:
@@ -59,7 +59,7 @@ def load_checkpoint(path: Path, trainer: CodecTrainer, key: str) -> bool:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
             if state["key"] != key:
-                log.warning("%s belongs to other settings or scans; training starts anew", path)
+                log.warning("%s belongs to other settings, scans or code; training starts anew", path)
                 return False
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,10 @@ class Crops:
     def volume(self, index: int) -> torch.Tensor:
         """Return one whole volume (1, D, H, W) as float32."""
         return self.volumes[index].float()
+
+    def sha256(self) -> str:
+        """Return the hash of the volumes."""
+        return hashlib.sha256(self.volumes.contiguous().numpy()).hexdigest()
 
     def draw(self, batch: int, generator: torch.Generator, *, whole: bool = False) -> torch.Tensor:
         """Return crops (batch, 1, d, h, w) centred anywhere in the brain's box, as far as the volume's edge allows.

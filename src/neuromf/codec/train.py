@@ -2,10 +2,10 @@
 
 β is adapted so that the posterior means keep a standard deviation inside ``kl_target`` (`KlController`). Two more
 things hold the latents' scale. Before the first update the mean's last 1×1×1 convolution is rescaled so that the means
-of real crops have mean 0 and standard deviation 1 per channel, and the posterior's σ starts at 0.05 everywhere, since noise of
-σ = 1 hides the signal from the decoder for hundreds of updates. After the last one, means whose scale is still outside
-the target are rescaled exactly: the 1×1×1 convolutions before and after the latent absorb the factor and its inverse,
-which changes no reconstruction.
+of real crops have mean 0 and standard deviation 1 per channel, and the posterior's σ starts at 0.05 everywhere: noise
+of σ = 1 hides the signal from the decoder for hundreds of updates. After the last one, means whose scale is still
+outside the target are rescaled exactly: the 1×1×1 convolutions before and after the latent absorb the factor and its
+inverse, which changes no reconstruction.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from neuromf.codec.checkpoint import key_of, load_checkpoint, save_checkpoint
 from neuromf.codec.crops import Crops
 from neuromf.codec.losses import Adversary, KlController, kl_divergence
 from neuromf.codec.maisi import FrozenCodec, architecture, build, count
-from neuromf.codec.start import check_linear_start, start_decoder, start_encoder
 from neuromf.codec.validate import METRICS, latent_std, reconstruction_figures
 from neuromf.config import Codec, CodecTraining
 from neuromf.tables import atomic_path, file_sha256, write_json, write_text
@@ -40,7 +39,7 @@ from neuromf.tables import atomic_path, file_sha256, write_json, write_text
 log = logging.getLogger(__name__)
 
 INITIAL_SIGMA = 0.05  # of the posterior, everywhere
-START_CROPS = 24  # real crops that scale the untrained means and that a linear start is fitted to
+START_CROPS = 16  # real crops that scale the untrained means
 WARMUP = 0.03  # share of the run in which the learning rate rises
 FINAL_RATE = 0.002  # learning rate at the end, as a share of the peak
 LOG_COLUMNS = (
@@ -66,8 +65,6 @@ class CodecTrainer:
     """One VAE in training: the network, its average, the optimisers and the generators of crops and noise."""
 
     def __init__(self, codec: Codec, training: CodecTraining, device: torch.device, weights_dir: Path | None) -> None:
-        if training.start == "linear":
-            check_linear_start(codec)
         self.settings, self.training, self.device = codec, training, device
         torch.manual_seed(training.seed)
         self.network = build(codec).to(device)
@@ -93,28 +90,14 @@ class CodecTrainer:
 
     @torch.no_grad()
     def start(self, crops: torch.Tensor) -> None:
-        """Scale the untrained means of ``crops`` to mean 0 and standard deviation 1 and make the posterior narrow.
-
-        With ``start: linear`` the network becomes the linear codec of its rate first, fitted to the crops.
-        """
-        linear = self.training.start == "linear"
-        crops = crops.to(self.device)
-        if linear:
-            start_encoder(self.network, crops)
-        means = self._means(crops)
+        """Scale the untrained means of ``crops`` to mean 0 and standard deviation 1 and make the posterior narrow."""
+        means = torch.cat([self.network.encode(one)[0] for one in crops.to(self.device).split(1)])
         flat = means.transpose(0, 1).flatten(1)
         rescale_means(self.network, flat.mean(1), flat.std(1).clamp_min(1e-6), compensate=False)
         log_variance = self.network.get_submodule("quant_conv_log_sigma.conv")
         torch.nn.init.zeros_(log_variance.get_parameter("weight"))
         torch.nn.init.constant_(log_variance.get_parameter("bias"), 2 * math.log(INITIAL_SIGMA))
-        if linear:
-            means = self._means(crops)
-            noise = torch.randn(means.shape, generator=self.generator).to(self.device)
-            start_decoder(self.network, crops, means + INITIAL_SIGMA * noise)
         self.average.load_state_dict(self.network.state_dict())
-
-    def _means(self, crops: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.network.encode(one)[0] for one in crops.split(1)])
 
     def step(self, x: torch.Tensor, share: float) -> dict[str, float]:
         """Make one update on crops (B, 1, d, h, w); return its figures."""
@@ -181,10 +164,11 @@ def train_codec(
     minutes: float | None = None,
     weights_dir: Path | None = None,
     workspace: Path | None = None,
+    code: str = "",
 ) -> dict[str, Any]:
     """Train a VAE and write ``folder``/codec.safetensors (averaged weights), codec.json and training.csv.
 
-    A killed training goes on from its last checkpoint when it is called again with the same settings and scans.
+    A killed training goes on from its last checkpoint when it is called again with the same settings, scans and code.
 
     Args:
         train: preprocessed volumes in [0, 1], all of one shape.
@@ -198,6 +182,7 @@ def train_codec(
         weights_dir: folder of published weights, for the perceptual term.
         workspace: where checkpoint and log lie; default ``folder``. Snakemake deletes a failed rule's outputs, so a
             rule gives a folder that is no declared output.
+        code: hash of the code that trains; a checkpoint of other code is not used.
 
     Returns:
         The training's figures, as codec.json holds them.
@@ -213,7 +198,7 @@ def train_codec(
     crops = Crops.read(train, training.crop, training.flip_probability)
     held_out = Crops.read(val, training.crop, 0.0)
     trainer = CodecTrainer(codec, training, device, weights_dir)
-    key = key_of(codec, training, train)
+    key = key_of(codec, training, crops, code)
     checkpoint = workspace / "checkpoint.safetensors"
     if not load_checkpoint(checkpoint, trainer, key):
         trainer.start(crops.draw(START_CROPS, trainer.generator))

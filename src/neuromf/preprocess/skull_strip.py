@@ -81,6 +81,7 @@ def skull_strip_file(
     outputs: Sequence[Path],
     *,
     backend: str,
+    modality: str,
     settings: SkullStrip,
     weights: Path | None = None,
     device: str = "cpu",
@@ -94,8 +95,7 @@ def skull_strip_file(
     if not np.ptp(data[mask]):
         raise VolumeError(f"{inputs[0]}: every voxel of the brain found has the same value; look at the scan")
     brain_ml = round(float(mask.sum() * np.prod(voxel_sizes(image.affine)) / 1000), 2)
-    low, high = _PLAUSIBLE_ML
-    warning = "" if low <= brain_ml <= high else f"brain of {brain_ml:.0f} ml, expected {low:.0f} to {high:.0f}"
+    warning = _warning(brain_ml, backend, modality)
     if warning:
         _log.warning("%s: %s", inputs[0], warning)
     write_volume(outputs[1], mask, image.affine, np.uint8)
@@ -105,7 +105,18 @@ def skull_strip_file(
 
 def _task(scan: Scan, root: Path, folder: Path, backend: str) -> Task:
     volume = volume_path(folder, scan, "brain")
-    return Task(scan.scan_id, (root / scan.image,), (volume, mask_path(volume)), {"backend": backend})
+    return Task(
+        scan.scan_id, (root / scan.image,), (volume, mask_path(volume)), {"backend": backend, "modality": scan.modality}
+    )
+
+
+def _warning(brain_ml: float, backend: str, modality: str) -> str:
+    low, high = _PLAUSIBLE_ML
+    if not low <= brain_ml <= high:
+        return f"brain of {brain_ml:.0f} ml, expected {low:.0f} to {high:.0f}"
+    if backend == "template" and modality != "T1w":
+        return f"the template backend is made for T1w, not {modality}; synthstrip takes any contrast"
+    return ""
 
 
 def _clean(mask: Mask, spacing: NDArray[np.floating], border_mm: float) -> tuple[Mask, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ CODEC = Codec(name="tiny", channels=(4, 8, 8), residual_blocks=(1, 1, 1), norm_g
 
 
 class CountingCodec(FrozenCodec):
-    calls: list[int] = []
+    calls: ClassVar[list[int]] = []
 
     def encode(self, volumes: torch.Tensor) -> torch.Tensor:
         self.calls.append(1)

@@ -1,0 +1,64 @@
+"""A codec on preprocessed volumes, beside the linear codec of the same rate: PSNR, SSIM and MAE of each set of scans.
+
+    python benchmarks/codec.py --codec demo --train FOLDER --test phantoms=FOLDER --test ds002748=FOLDER --json out.json
+
+FOLDER is searched for ``*_desc-preproc_*.nii.gz`` (masks left out). The linear codec is fitted on --train. With --card
+the model card of the codec's folder is written from the same figures; --purpose, --data and --limits are its prose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from neuromf.codec.maisi import load_codec
+from neuromf.codec.model_card import write_model_card
+from neuromf.codec.validate import METRICS, validate_codec
+from neuromf.codec.weights import weights_path
+from neuromf.config import Codec
+from neuromf.tables import write_json
+
+
+def volumes(folder: str) -> list[Path]:
+    """Return the preprocessed volumes anywhere under a folder."""
+    found = sorted(p for p in Path(folder).rglob("*_desc-preproc_*.nii.gz") if not p.name.endswith("_mask.nii.gz"))
+    if not found:
+        raise SystemExit(f"no *_desc-preproc_*.nii.gz under {folder}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codec", default="demo", help="demo, or a folder, .safetensors or .pt")
+    parser.add_argument("--train", required=True, help="folder of volumes that the linear codec is fitted on")
+    parser.add_argument("--test", required=True, action="append", metavar="NAME=FOLDER")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--card", action="store_true", help="write MODEL_CARD.md beside the weights")
+    parser.add_argument("--purpose", default="", help="prose of the card")
+    parser.add_argument("--data", default="", help="prose of the card")
+    parser.add_argument("--limits", default="", help="prose of the card")
+    arguments = parser.parse_args()
+    settings = Codec(weights=arguments.codec)
+    codec, train = load_codec(settings, device=arguments.device), volumes(arguments.train)
+    tests = dict(test.split("=", 1) for test in arguments.test)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {name: Path(scratch) / f"{name}.json" for name in tests}
+        results = {name: validate_codec(codec, train, volumes(tests[name]), file) for name, file in files.items()}
+        if arguments.card:
+            folder = weights_path(settings).parent
+            prose = {"purpose": arguments.purpose, "data": arguments.data, "limits": arguments.limits}
+            write_model_card(folder, files, **prose)
+    print(f"{'scans':<16}{'n':>4}  {'codec':<12}{'PSNR dB':>9}{'SSIM':>8}{'MAE':>9}{'latent σ':>10}")
+    for name, result in results.items():
+        for kind, mean in [*result["mean"].items(), ("difference", result["difference"])]:
+            psnr, ssim, mae = (mean[metric] for metric in METRICS)
+            sigma = f"{result['latent_std']:>10.3f}" if kind == "vae" else ""
+            print(f"{name:<16}{result['n_test']:>4}  {kind:<12}{psnr:>9.2f}{ssim:>8.3f}{mae:>9.4f}{sigma}")
+    if arguments.json:
+        write_json(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()
