@@ -33,9 +33,10 @@ check: install
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m neuromf.config_reference --check
 
-# Files generated from the sources: config/README.md, config/schema.json
+# What is generated from the sources: config/README.md, config/schema.json, the README's drawing of the workflow
 generated: install
 	$(BIN)/python -m neuromf.config_reference
+	$(BIN)/snakemake --rulegraph mermaid-js | $(BIN)/python -m neuromf.readme
 
 lock: install
 	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header \

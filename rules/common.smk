@@ -6,6 +6,7 @@ from pathlib import Path
 from neuromf import config as configuration
 from neuromf import tables
 from neuromf.codec.weights import codec_identity
+from neuromf.lock import remove_stale_locks
 from neuromf.provenance import code_hash
 
 PROJECT = Path(workflow.basedir)
@@ -29,6 +30,10 @@ wildcard_constraints:
     run="|".join(CONFIG.runs),
     seed=r"\d+",
     nfe=r"\d+",
+
+
+if workflow.is_main_process:
+    remove_stale_locks(Path(".snakemake"))
 
 
 # --- cohorts and shards ---------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from neuromf import tables
 @contextmanager
 def logged(snakemake: Any) -> Iterator[None]:
     """Log to the rule's log file; on the terminal an error shows as its message alone, the log has the traceback."""
+    threading.Thread(target=_end_with_workflow, args=(os.getppid(),), daemon=True).start()
     file = logging.FileHandler(snakemake.log[0], mode="w", encoding="utf-8")
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
@@ -30,6 +34,13 @@ def logged(snakemake: Any) -> Iterator[None]:
             traceback.print_exc(file=log)
         print(f"{snakemake.rule}: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _end_with_workflow(workflow: int) -> None:
+    """End this job when the workflow's process was killed: the next run starts the job again, and two must not write."""
+    while os.getppid() == workflow:
+        time.sleep(1)
+    os._exit(1)
 
 
 def by_cohort(paths: Iterable[str]) -> dict[str, list[Path]]:

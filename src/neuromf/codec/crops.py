@@ -55,7 +55,7 @@ class Crops:
 
     def sha256(self) -> str:
         """Return the hash of the volumes."""
-        return hashlib.sha256(self.volumes.contiguous().numpy()).hexdigest()
+        return hashlib.sha256(self.volumes.contiguous().numpy().data).hexdigest()
 
     def draw(self, batch: int, generator: torch.Generator, *, whole: bool = False) -> torch.Tensor:
         """Return crops (batch, 1, d, h, w) centred anywhere in the brain's box, as far as the volume's edge allows.

@@ -32,7 +32,7 @@ def recipe(**changes: object) -> CodecTraining:
 def test_a_codec_is_written_that_loads(scans: Scans, tmp_path: Path) -> None:
     paths = scans(3)
     figures = train_codec(paths[:2], paths[2:], CODEC, RECIPE, tmp_path / "codec", workspace=tmp_path / "work")
-    assert sorted(p.name for p in (tmp_path / "codec").iterdir()) == ["codec.json", "codec.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "codec").iterdir()) == ["codec.json", "codec.safetensors", "training.csv"]
     about = json.loads((tmp_path / "codec" / "codec.json").read_text())
     assert about["figures"] == figures
     assert about["recipe"]["updates"] == figures["updates"] == 4
@@ -78,7 +78,11 @@ def test_other_settings_start_anew(scans: Scans, tmp_path: Path, caplog: pytest.
     short = recipe(updates=1)
     train_codec(paths[:1], paths[1:], CODEC, short, tmp_path)
     train_codec(paths[:1], paths[1:], CODEC, recipe(updates=1, seed=1), tmp_path)
-    assert "training starts anew" in caplog.text
+    assert caplog.text.count("training starts anew") == 1
+    train_codec(paths[1:], paths[1:], CODEC, recipe(updates=1, seed=1), tmp_path)  # other volumes
+    assert caplog.text.count("training starts anew") == 2
+    train_codec(paths[1:], paths[1:], CODEC, recipe(updates=1, seed=1), tmp_path, code="edited")
+    assert caplog.text.count("training starts anew") == 3
 
 
 def test_a_finished_training_is_not_trained_again(
