@@ -138,7 +138,7 @@ def _register(head: _Head, scan: Volume, spacing_mm: float) -> Volume:
 
 
 def _affine(head: _Head, moving: ants.ANTsImage, shift: NDArray[np.floating], folder: Path) -> str:
-    """Return the file of the best affine transform found from several nodding angles."""
+    """Return the file of the affine transform that refines the best similarity found from several nodding angles."""
     best: tuple[float, str] | None = None
     for number, pitch in enumerate(_PITCHES):
         start = ants.create_ants_transform(
@@ -150,9 +150,9 @@ def _affine(head: _Head, moving: ants.ANTsImage, shift: NDArray[np.floating], fo
         result = ants.registration(
             head.image,
             moving,
-            "Affine",
+            "Similarity",  # a free affine transform may stretch the brain over the neck
             initial_transform=f"{folder}/start{number}.mat",
-            outprefix=f"{folder}/affine{number}",
+            outprefix=f"{folder}/nod{number}_",
             aff_iterations=(100, 50),
             aff_shrink_factors=(4, 2),
             aff_smoothing_sigmas=(2, 1),
@@ -162,20 +162,21 @@ def _affine(head: _Head, moving: ants.ANTsImage, shift: NDArray[np.floating], fo
             head.image, result["warpedmovout"], metric_type="MattesMutualInformation", fixed_mask=head.region
         )
         if best is None or loss < best[0]:
-            best = (loss, result["fwdtransforms"][0])
+            best = (loss, f"{folder}/nod{number}_0GenericAffine.mat")
     assert best is not None
-    final = ants.registration(
+    ants.registration(
         head.image,
         moving,
         "Affine",
         initial_transform=best[1],
-        outprefix=f"{folder}/affine",
+        outprefix=f"{folder}/affine_",
         aff_iterations=(50, 30),
         aff_shrink_factors=(2, 1),
         aff_smoothing_sigmas=(1, 0),
         random_seed=1,
     )
-    return final["fwdtransforms"][0]
+    # not the result's "fwdtransforms": ANTsPy lists every file whose name begins with the prefix
+    return f"{folder}/affine_0GenericAffine.mat"
 
 
 def _centre(bright: Mask, spacing_mm: float) -> NDArray[np.floating]:
