@@ -19,4 +19,5 @@ with logged(snakemake):
         device=choose_device(resources.device),
         weights_dir=Path(resources.weights_dir) if resources.weights_dir else None,
         workspace=folder / "checkpoints",
+        code=params.code,
     )
