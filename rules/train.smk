@@ -30,7 +30,7 @@ rule train:
         runtime="2d",
         gpu=NETWORK_JOB["gpu"],
         device=CONFIG.device,
-        checkpoints=f"{RELEASE_FOLDER}/checkpoints/{{run}}-{{seed}}",
+        checkpoints=lambda wildcards: f"{RELEASE_FOLDER}/checkpoints/{wildcards.run}-{wildcards.seed}",
     params:
         release=RELEASE_TABLE,
         config=training_config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,24 @@ class Project:
             assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
         return done
 
+    def snakemake_killed(self, when: str, timeout: float = 600) -> None:
+        """Start the workflow and kill its process with SIGKILL as soon as a file exists."""
+        command = [
+            str(BIN / "snakemake"),
+            "--snakefile",
+            str(REPOSITORY / "Snakefile"),
+            "--directory",
+            str(self.folder),
+        ]
+        with (self.folder / "killed.log").open("w") as log:
+            process = subprocess.Popen(command, cwd=self.folder, env=environment(), stdout=log, stderr=log)
+            deadline = time.monotonic() + timeout
+            while not (self.folder / when).exists():
+                assert process.poll() is None and time.monotonic() < deadline, (self.folder / "killed.log").read_text()
+                time.sleep(0.1)
+            process.kill()
+            process.wait()
+
     def planned(self, *arguments: str) -> dict[str, int]:
         """Return how many jobs of each rule would run."""
         done = self.snakemake("--dry-run", "--quiet", "reason", *arguments)
@@ -50,8 +69,11 @@ class Project:
         (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(settings))
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=self.folder, env=environment(), capture_output=True, text=True, check=False)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
 def small_brain(index: int) -> nib.Nifti1Image:

@@ -17,6 +17,9 @@ RUNS = {
     "meanflow": {"sample": {"nfe": [1, 2]}},
     "rectified_flow": {"flow": {"variant": "rectified_flow"}, "sample": {"nfe": [1]}},
 }
+MANIFESTS = "results/cohorts/study/preprocessed/manifests"
+FIRST_MANIFEST = f"{MANIFESTS}/skull_strip/shard-0000.tsv"
+FINISHED = "finished_before_the_kill.txt"
 BROKEN = ("truncated", "fourdim", "zero", "nan", "tiny", "text", "folder")
 
 
@@ -44,7 +47,7 @@ def add_broken_scans(root) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, bids) -> Project:
-    """A finished smoke run on good and broken scans."""
+    """A finished smoke run on good and broken scans, killed once on the way."""
     project = Project(tmp_path_factory.mktemp("project"))
     root = project.folder / "bids"
     shutil.copytree(bids, root)
@@ -54,8 +57,14 @@ def project(tmp_path_factory, bids) -> Project:
     released = project.neuromf("release", "create", "first", "--cohort", "study", "--fractions", "0.5", "0.25", "0.25")
     assert released.returncode == 0, released.stderr
     project.configure(preset="smoke", release="first", runs=RUNS, max_failed_fraction=0.5)
+    project.snakemake_killed(when=f"{MANIFESTS}/conform/shard-0000.tsv")
+    (project.folder / FINISHED).write_text(str((project.folder / FIRST_MANIFEST).stat().st_mtime_ns))
     project.snakemake()
     return project
+
+
+def test_a_killed_run_goes_on_without_clean_up_and_redoes_no_finished_shard(project):
+    assert (project.folder / FIRST_MANIFEST).stat().st_mtime_ns == int((project.folder / FINISHED).read_text())
 
 
 def test_broken_scans_are_rows_with_distinct_reasons(project):
@@ -79,6 +88,7 @@ def test_models_and_samples_are_there(project):
     for run, settings in RUNS.items():
         about = json.loads((release / f"runs/{run}/seed-0/model.json").read_text())
         assert about["release"]["name"] == "first"
+        assert list((release / f"checkpoints/{run}-0").iterdir()), "each run has a checkpoint folder of its own"
         assert (release / f"runs/{run}/seed-0/model.safetensors").stat().st_size > 0
         for nfe in settings["sample"]["nfe"]:
             samples = sorted((release / f"samples/{run}/seed-0/nfe-{nfe}").glob("sub-*_T1w.nii.gz"))
