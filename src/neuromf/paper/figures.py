@@ -145,4 +145,7 @@ def distributions(values: Mapping[str, Sequence[float]]) -> Figure:
         axis.hist(np.asarray(data, dtype=float), bins=min(30, max(8, len(data) // 3)), color=run_colours(["qc"])["qc"])
         axis.set(xlabel=label, ylabel="scans")
         axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.ticklabel_format(axis="x", useOffset=False, style="plain")
+        if np.ptp(np.asarray(data, dtype=float)) < 1e-3:  # all alike: an axis of its own noise would mislead
+            axis.set_xlim(np.min(data) - 0.01, np.max(data) + 0.01)
     return figure
