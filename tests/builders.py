@@ -58,7 +58,7 @@ class Project:
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Return how many jobs of each rule would run."""
-        done = self.snakemake("--dry-run", "--quiet", "reason", *arguments)
+        done = self.snakemake(*arguments, "--dry-run", "--quiet", "reason")
         lines = (line.split() for line in done.stdout.splitlines() + done.stderr.splitlines())
         return {
             words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit() and words[0] != "total"
