@@ -55,4 +55,4 @@ rule preprocess:
 
 rule encode_all:
     input:
-        [shard for cohort in COHORTS for shard in latent_shards(cohort)],
+        [shard for cohort in COHORTS for shard in latent_shards(cohort, LATENTS)],

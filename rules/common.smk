@@ -19,6 +19,10 @@ COHORTS = {
 RELEASE_FOLDER = f"results/releases/{CONFIG.release}"
 CODEC_FOLDER = f"results/codecs/{CONFIG.codec.name}"
 STAGES = ("skull_strip", "bias_correct", "conform")
+MANIFEST = "results/cohorts/{cohort}/preprocessed/manifests/{stage}/shard-{shard}.tsv"
+CONFORMED = MANIFEST.replace("{stage}", "conform")
+ENCODED = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv"
+LATENTS = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors"
 CPU_JOB = {"mem_mb": 4000, "runtime": "2h"}
 NETWORK_JOB = {"mem_mb": 6000, "runtime": "2h", "gpu": 0 if CONFIG.device == "cpu" else 1}
 
@@ -26,7 +30,6 @@ NETWORK_JOB = {"mem_mb": 6000, "runtime": "2h", "gpu": 0 if CONFIG.device == "cp
 wildcard_constraints:
     cohort="[A-Za-z0-9_-]+",
     shard=r"\d{4}",
-    stage="|".join(STAGES),
     run="|".join(CONFIG.runs),
     seed=r"\d+",
     nfe=r"\d+",
@@ -70,22 +73,17 @@ def shard_rows(wildcards):
     return tables.content_hash([vars(scan) for scan in scans])
 
 
-def manifest(cohort, stage, shard):
-    return f"results/cohorts/{cohort}/preprocessed/manifests/{stage}/shard-{shard}.tsv"
-
-
 def manifests(cohort, stage):
-    return [manifest(cohort, stage, shard) for shard in shards(cohort)]
+    return [MANIFEST.format(cohort=cohort, stage=stage, shard=shard) for shard in shards(cohort)]
 
 
 def failed_table(cohort):
     return f"results/cohorts/{cohort}/preprocessed/failed.tsv"
 
 
-def latent_shards(cohort):
-    return [
-        f"results/cohorts/{cohort}/latents/{CONFIG.codec.name}/shard-{shard}.safetensors" for shard in shards(cohort)
-    ]
+def latent_shards(cohort, pattern):
+    """The files of a cohort's latents; `pattern` is LATENTS or ENCODED, their manifests."""
+    return [pattern.format(cohort=cohort, codec=CONFIG.codec.name, shard=shard) for shard in shards(cohort)]
 
 
 def raw_heads(wildcards):
@@ -118,11 +116,6 @@ def released(pattern, rule, upstream):
         return [ancient(name) for name in names] if unchanged else names
 
     return files
-
-
-CONFORMED = "results/cohorts/{cohort}/preprocessed/manifests/conform/shard-{shard}.tsv"
-ENCODED = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv"
-LATENTS = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors"
 
 
 def quality_gates(wildcards=None):
@@ -194,5 +187,4 @@ def trained_models():
 
 def all_manifests(cohort):
     """What every stage made of the cohort's scans, in the order of the work."""
-    encoded = [path.replace(".safetensors", ".tsv") for path in latent_shards(cohort)]
-    return [path for stage in STAGES for path in manifests(cohort, stage)] + encoded
+    return [path for stage in STAGES for path in manifests(cohort, stage)] + latent_shards(cohort, ENCODED)
