@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,8 +39,8 @@ class Project:
             assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
         return done
 
-    def snakemake_killed(self, when: str, timeout: float = 600) -> None:
-        """Start the workflow and kill its process with SIGKILL as soon as a file exists."""
+    def snakemake_killed(self, when: str, *, with_jobs: bool = False, timeout: float = 600) -> None:
+        """Start the workflow and SIGKILL it as soon as a file of a glob pattern exists, its jobs too if asked."""
         command = [
             str(BIN / "snakemake"),
             "--snakefile",
@@ -48,11 +49,15 @@ class Project:
             str(self.folder),
         ]
         with (self.folder / "killed.log").open("w") as log:
-            process = subprocess.Popen(command, cwd=self.folder, env=environment(), stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+            )
             deadline = time.monotonic() + timeout
-            while not (self.folder / when).exists():
+            while not any(self.folder.glob(when)):
                 assert process.poll() is None and time.monotonic() < deadline, (self.folder / "killed.log").read_text()
-                time.sleep(0.1)
+                time.sleep(0.02)
+            if with_jobs:
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
 

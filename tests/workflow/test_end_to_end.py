@@ -18,8 +18,19 @@ RUNS = {
     "rectified_flow": {"flow": {"variant": "rectified_flow"}, "sample": {"nfe": [1]}},
 }
 MANIFESTS = "results/cohorts/study/preprocessed/manifests"
-FIRST_MANIFEST = f"{MANIFESTS}/skull_strip/shard-0000.tsv"
-FINISHED = "finished_before_the_kill.txt"
+KILLED_AT = (  # the moment each of these appears, at the first run and at each that goes on
+    "results/cohorts/study/preprocessed/sub-p03/anat/*desc-brain_T1w.nii.gz",  # amid a shard
+    f"{MANIFESTS}/bias_correct/shard-0000.tsv",
+    "results/cohorts/study/latents/smoke/shard-0000.safetensors",  # written, its manifest not yet
+    "results/releases/first/latent_statistics.json",
+    "results/releases/first/checkpoints/*/*",  # amid a training
+    "results/releases/first/runs/meanflow/seed-0/model.json",
+    "results/releases/first/samples/*/seed-0/nfe-*/*",
+    "results/releases/first/samples/*/seed-0/nfe-*/*_T1w.nii.gz",  # amid decoding
+    "results/releases/first/evaluation/**/*.json",
+    "results/releases/first/evaluation/metrics.json",
+)
+REDONE = "redone_after_a_kill.json"
 BROKEN = ("truncated", "fourdim", "zero", "nan", "tiny", "text", "folder")
 
 
@@ -47,7 +58,7 @@ def add_broken_scans(root) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, bids) -> Project:
-    """A finished smoke run on good and broken scans, killed once on the way."""
+    """A finished smoke run on good and broken scans, killed many times on the way."""
     project = Project(tmp_path_factory.mktemp("project"))
     root = project.folder / "bids"
     shutil.copytree(bids, root)
@@ -57,20 +68,40 @@ def project(tmp_path_factory, bids) -> Project:
     released = project.neuromf("release", "create", "first", "--cohort", "study", "--fractions", "0.5", "0.25", "0.25")
     assert released.returncode == 0, released.stderr
     project.configure(preset="smoke", release="first", runs=RUNS, max_failed_fraction=0.5)
-    project.snakemake_killed(when=f"{MANIFESTS}/conform/shard-0000.tsv")
-    (project.folder / FINISHED).write_text(str((project.folder / FIRST_MANIFEST).stat().st_mtime_ns))
+    seen: dict[str, int] = {}
+    redone: list[str] = []
+    for number, moment in enumerate(KILLED_AT):
+        project.snakemake_killed(when=moment, with_jobs=number % 2 == 0)
+        redone += note_finished(project, seen)
     project.snakemake()
+    redone += note_finished(project, seen)
+    (project.folder / REDONE).write_text(json.dumps({"finished": sorted(seen), "redone": redone}))
     return project
 
 
+def note_finished(project: Project, seen: dict[str, int]) -> list[str]:
+    """Add the files of finished shards to ``seen``; return those that were there and have been written again."""
+    results = project.folder / "results"
+    finished = {}
+    for manifest in results.glob("cohorts/*/preprocessed/manifests/*/shard-*.tsv"):
+        for row in tables.read_manifest(manifest):
+            if row.ok:
+                file = (manifest.parent / row.file).resolve()
+                finished[str(file.relative_to(results))] = file.stat().st_mtime_ns
+    again = [name for name, before in seen.items() if finished.get(name) != before]
+    seen.update(finished)
+    return again
+
+
 def test_a_killed_run_goes_on_without_clean_up_and_redoes_no_finished_shard(project):
-    assert (project.folder / FIRST_MANIFEST).stat().st_mtime_ns == int((project.folder / FINISHED).read_text())
+    told = json.loads((project.folder / REDONE).read_text())
+    assert len(told["finished"]) == 3 * 12, "three stages of twelve scans"
+    assert told["redone"] == []
 
 
 def test_broken_scans_are_rows_with_distinct_reasons(project):
     failed = tables.read_manifest(project.folder / "results/cohorts/study/preprocessed/failed.tsv")
-    # the index lists files only: a folder named like an image is told there, not in the manifests
-    assert {row.scan_id for row in failed} >= {f"sub-{name}_T1w" for name in BROKEN if name != "folder"}
+    assert {row.scan_id for row in failed} == {f"sub-{name}_T1w" for name in BROKEN}
     assert len({row.reason for row in failed}) == len(failed)
 
 

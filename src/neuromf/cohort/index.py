@@ -16,6 +16,7 @@ from neuromf.tables import COHORT_COLUMNS, Cohort, Scan, TableError, read_cohort
 
 DEFAULT_MODALITIES = ("T1w", "FLAIR")
 NOT_RAW = ("derivatives", "sourcedata", "code", "stimuli")
+IMAGE_NAME = re.compile(r"\.nii(\.gz)?$")
 EXAMPLES = 3  # paths shown of each reason
 
 _OTHER_SCAN = "another scan of the same person, session and modality is used"
@@ -121,10 +122,12 @@ def _nifti_files(root: Path) -> tuple[list[str], list[Skipped]]:
                 skipped += [Skipped(place, "a folder that holds no raw scans")] if one in NOT_RAW else []
             elif (here / one).is_symlink():  # a link may lead round in a circle
                 skipped.append(Skipped(place, "a linked folder is not followed"))
+            elif IMAGE_NAME.search(one) and not any(IMAGE_NAME.search(below.name) for below in (here / one).rglob("*")):
+                paths.append(place)  # a folder where a scan should be: a row that fails with that reason, not a gap
         folders.sort()
         for one in sorted(files):
             place = (here / one).relative_to(root).as_posix()
-            if not re.search(r"\.nii(\.gz)?$", one) or one.startswith("."):
+            if not IMAGE_NAME.search(one) or one.startswith("."):
                 continue
             if not (here / one).exists():
                 skipped.append(Skipped(place, "a link to a file that is not there (with datalad: get it first)"))
