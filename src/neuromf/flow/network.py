@@ -7,10 +7,12 @@ import math
 import torch
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 from monai.networks.blocks import SABlock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from neuromf.config import Network
+from neuromf.flow import tangent
+from neuromf.flow.tangent import Pair
 
 # Angular frequencies of the time embedding, from half a turn to eight turns over [0, 1]. MONAI's own embedding expects
 # t·1000, which inflates ∂u/∂t and with it the JVP and its errors.
@@ -63,20 +65,56 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         Raises:
             ValueError: a side of z that the network's levels do not halve evenly.
         """
-        factor = 2 ** (len(self.block_out_channels) - 1)
-        if any(side % factor for side in z.shape[2:]):
-            raise ValueError(f"latent of shape {tuple(z.shape)}: every side must be a multiple of {factor}")
-        # fused attention has no forward-mode derivative: inside a JVP the plain formula is used
+        self._check(z)
+        # fused attention has no forward-mode derivative: inside a JVP of torch.func the plain formula is used
         fused = forward_ad.unpack_dual(z).tangent is None
         for attention in self._attention:
             attention.use_flash_attention = fused
-        emb = self.time_embed(self._waves(t, z)) + self.interval_embed(self._waves(t - r, z))
+        emb = self.time_embed(self._waves(t).to(z.dtype)) + self.interval_embed(self._waves(t - r).to(z.dtype))
         h = self.conv_in(z)
         h, skips = self._apply_down_blocks(h, emb, None, None)
         h = self.middle_block(h, emb, None)
         h = self._apply_up_blocks(h, emb, None, skips)
         return self.out(h)
 
-    def _waves(self, t: Tensor, like: Tensor) -> Tensor:
+    def with_tangent(
+        self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: Tensor, dt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output at (z, r, t), with its graph, and its derivative along (dz, dr, dt), without one.
+
+        Equals ``torch.func.jvp`` to rounding in less than half its time (`neuromf.flow.tangent`).
+        """
+        self._check(z)
+        with tangent.plain(z):
+            h, dh = t - r, dt - dr
+            times = [Pair(self._waves(time), self._waves_tangent(time, rate)) for time, rate in ((t, dt), (h, dh))]
+        parts = [self._embed(layers, waves) for layers, waves in zip((self.time_embed, self.interval_embed), times, strict=True)]
+        emb = parts[0] + parts[1]
+        x = tangent.convolution(self.conv_in, Pair(z, dz))
+        skips = [x]
+        for block in self.down_blocks:
+            x, new = tangent.down_block(block, x, emb)
+            skips += new
+        x = tangent.middle_block(self.middle_block, x, emb)
+        for block in self.up_blocks:
+            x = tangent.up_block(block, x, skips, emb)
+        norm, _, convolution = self.out
+        return tangent.convolution(convolution, tangent.silu(tangent.group_norm(norm, x)))
+
+    @staticmethod
+    def _embed(layers: nn.Sequential, waves: Pair) -> Pair:
+        first, _, second = layers
+        return tangent.linear(second, tangent.silu(tangent.linear(first, waves)))
+
+    def _check(self, z: Tensor) -> None:
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if any(side % factor for side in z.shape[2:]):
+            raise ValueError(f"latent of shape {tuple(z.shape)}: every side must be a multiple of {factor}")
+
+    def _waves(self, t: Tensor) -> Tensor:
         angles = t[:, None] * self.frequencies
-        return torch.cat([angles.cos(), angles.sin()], dim=1).to(like.dtype)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+    def _waves_tangent(self, t: Tensor, dt: Tensor) -> Tensor:
+        angles, rates = t[:, None] * self.frequencies, dt[:, None] * self.frequencies
+        return torch.cat([-angles.sin() * rates, angles.cos() * rates], dim=1)

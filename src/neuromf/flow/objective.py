@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuromf.flow.path import expand, interpolate
 from neuromf.flow.velocity import AverageVelocity, Field
@@ -40,6 +40,8 @@ class MeanFlowObjective:
         jvp: ``exact`` forward-mode derivative, or ``finite_difference`` (central, for networks without one).
         variant: ``imf``: both terms; ``meanflow``: the MeanFlow term alone with tangent v_c, as first published;
             ``rectified_flow``: the flow-matching term alone (r is not read).
+        fm_rows: rows of the flow-matching term in variant ``imf``: ``all``, or ``r_equals_t`` only, whose ṽ costs nothing
+            beside the MeanFlow term (the other rows' ṽ is then computed without a graph, for the tangent).
 
     Example:
         >>> objective = MeanFlowObjective(prediction="u")
@@ -59,12 +61,14 @@ class MeanFlowObjective:
     tangent: Literal["model", "conditional"] = "model"
     jvp: Literal["exact", "finite_difference"] = "exact"
     variant: Literal["imf", "meanflow", "rectified_flow"] = "imf"
+    fm_rows: Literal["all", "r_equals_t"] = "all"
 
     def __post_init__(self) -> None:
         known = {
             "tangent": ("model", "conditional"),
             "jvp": ("exact", "finite_difference"),
             "variant": ("imf", "meanflow", "rectified_flow"),
+            "fm_rows": ("all", "r_equals_t"),
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -91,64 +95,74 @@ class MeanFlowObjective:
         u = AverageVelocity(network, self.prediction, self.t_min)
         z_t = interpolate(z0, noise, t)  # (1)
         v_c = noise - z0  # (2)
+        mask = None if mask is None else mask.to(v_c).expand_as(v_c)
         if self.variant == "rectified_flow":
-            v = u(z_t, t, t)
-            fm, fm_channels = self._lp(v - v_c, mask)
-            nan = fm.new_full((), torch.nan)
-            return ObjectiveOutput(self._weigh(fm), fm.detach().mean(), nan, fm_channels, nan, _cosine(v, v_c))
+            fm = self._compare(u(z_t, t, t), v_c, mask)
+            nan = fm.lp.new_full((), torch.nan)
+            return ObjectiveOutput(
+                self._weigh(fm.lp).mean(), fm.lp.detach().mean(), nan, fm.channels.mean(0), nan, fm.cosine.mean()
+            )
 
         if bool((r > t).any()):
             raise ValueError("r > t in some row; the flow runs from noise (t = 1) to data, so r <= t is needed")
-        apart = torch.nonzero(r < t).squeeze(1)  # rows with h > 0: where r = t, u is ṽ and V is u
-        if self.variant == "imf":
-            v, u_t = self._evaluate(u, z_t, r, t, apart)
-            fm, _ = self._lp(v - v_c, mask)
-            tangent = v_c if self.tangent == "conditional" else v.detach()
-        else:
-            u_t = u(z_t, r, t)
-            fm = self._lp(u_t - v_c, mask)[0][r == t]
-            tangent = v_c
-        du_dt = self._total_derivative(u, z_t[apart], r[apart], t[apart], tangent[apart])  # (8)
-        V = u_t.index_add(0, apart, expand(t - r, z_t)[apart] * du_dt)  # (9)
-        mf, mf_channels = self._lp(V - v_c, mask)
-        loss = self._weigh(mf) if self.variant == "meanflow" else self._weigh(fm) + self.mf_weight * self._weigh(mf)
+        imf = self.variant == "imf"
+        mf_share = (self.mf_weight if imf else 1.0) / len(t)  # of one row
+        rows = torch.arange(len(t), device=t.device)
+        equal, apart = rows[r == t], rows[r < t]
+        first = rows if imf and self.fm_rows == "all" else equal
+        is_equal = (r == t)[first]
+
+        # First pass: ṽ, of all rows or of those with r = t alone. Where r = t it is V too, and both terms are one number.
+        v = u(z_t[first], t[first], t[first])  # (7)
+        fm = self._compare(v, v_c[first], _select(mask, first))
+        fm_share = 1 / len(first) if imf and len(first) else 0.0
+        loss = ((fm_share + mf_share * is_equal.to(fm.lp)) * self._weigh(fm.lp)).sum()  # (12)
+        mf, jvp_norm = fm.where(is_equal), loss.new_full((), torch.nan)
+
+        # Second pass: u of the rows with r < t, and du/dt beside it.
+        if len(apart):
+            loss = settled(loss, network)
+            z_t, r, t, v_c = z_t[apart], r[apart], t[apart], v_c[apart]
+            if imf and self.tangent == "model":
+                tangent = v.detach()[apart] if first is rows else _without_graph(u, z_t, t)
+            else:
+                tangent = v_c
+            u_t, du_dt = self._with_derivative(u, z_t, r, t, tangent)  # (8)
+            V = u_t + expand(t - r, z_t) * du_dt  # (9)
+            apart_mf = self._compare(V, v_c, _select(mask, apart))
+            loss = loss + mf_share * self._weigh(apart_mf.lp).sum()  # (12)
+            mf, jvp_norm = mf.and_(apart_mf), du_dt.square().mean().sqrt()
         return ObjectiveOutput(
-            loss, fm.detach().mean(), mf.detach().mean(), mf_channels, du_dt.square().mean().sqrt(), _cosine(V, v_c)
+            loss, fm.lp.detach().mean(), mf.lp.detach().mean(), mf.channels.mean(0), jvp_norm, mf.cosine.mean()
         )
 
-    @staticmethod
-    def _evaluate(u: AverageVelocity, z_t: Tensor, r: Tensor, t: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ṽ = u(z, t, t), equation (7), and u(z, r, t) of all rows from one forward pass."""
-        stacked = u(torch.cat([z_t, z_t[apart]]), torch.cat([t, r[apart]]), torch.cat([t, t[apart]]))
-        v = stacked[: len(t)]
-        return v, v.index_copy(0, apart, stacked[len(t) :])
-
-    def _total_derivative(self, u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, tangent: Tensor) -> Tensor:
-        """Return du/dt = ∂u/∂z·tangent + ∂u/∂t without a graph, in full precision; equation (8)."""
-        if len(t) == 0:
-            return torch.zeros_like(z)
+    def _with_derivative(self, u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u with its graph, and du/dt = ∂u/∂z·dz + ∂u/∂t without one, in full precision; equation (8)."""
+        if self.jvp == "exact":
+            return u.with_derivative(z, r, t, dz)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            if self.jvp == "exact":
-                tangents = (tangent, torch.zeros_like(r), torch.ones_like(t))
-                return torch.func.jvp(u, (z, r, t), tangents)[1]
             step = torch.finfo(z.dtype).eps ** (1 / 3)  # balances truncation and rounding
-            ahead = u(z + step * tangent, r, t + step)
-            behind = u(z - step * tangent, r, t - step)
-            return (ahead - behind) / (2 * step)
+            ahead = u(z + step * dz, r, t + step)
+            behind = u(z - step * dz, r, t - step)
+        return u(z, r, t), (ahead - behind) / (2 * step)
+
+    def _compare(self, prediction: Tensor, target: Tensor, mask: Tensor | None) -> _Rows:
+        lp, channels = self._lp(prediction - target, mask)
+        cosine = torch.cosine_similarity(prediction.detach().flatten(1), target.flatten(1))
+        return _Rows(lp, channels, cosine)
 
     def _lp(self, error: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return L_p = Σ_c λ_c · mean_space |e_c|^p_c of each sample, (B,), (10), and each channel's mean, (C,)."""
+        """Return L_p = Σ_c λ_c · mean_space |e_c|^p_c of each sample, (B,), (10), and without λ_c per channel, (B, C)."""
         powers = error.abs().pow(self._per_channel(self.p, error))
         space = tuple(range(2, error.ndim))
         if mask is not None:
-            mask = mask.to(error).expand_as(error)
             total = mask.sum(space) if space else mask
             powers, shares = powers * mask, total.clamp(min=torch.finfo(error.dtype).tiny)
             means = (powers.sum(space) if space else powers) / shares
         else:
             means = powers.mean(space) if space else powers
         weights = 1.0 if self.channel_weights is None else self._per_channel(self.channel_weights, means)
-        return (weights * means).sum(1), means.detach().mean(0)
+        return (weights * means).sum(1), means.detach()
 
     @staticmethod
     def _per_channel(values: float | tuple[float, ...], like: Tensor) -> float | Tensor:
@@ -159,11 +173,56 @@ class MeanFlowObjective:
         return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 2))
 
     def _weigh(self, lp: Tensor) -> Tensor:
-        """Return mean_batch[w · L_p] with w = 1 / (sg L_p + c)^q; equations (11) and (12)."""
-        if not self.adaptive:
-            return lp.mean()
-        return (lp / (lp.detach() + self.norm_eps) ** self.norm_p).mean()
+        """Return w · L_p of each sample with w = 1 / (sg L_p + c)^q; equation (11)."""
+        return lp / (lp.detach() + self.norm_eps) ** self.norm_p if self.adaptive else lp
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cosine_similarity(a.detach().flatten(1), b.flatten(1)).mean()
+class _Rows(NamedTuple):
+    """Figures of some rows of a batch."""
+
+    lp: Tensor  # (n,), with its graph
+    channels: Tensor  # (n, C), mean |e_c|^p_c
+    cosine: Tensor  # (n,)
+
+    def where(self, rows: Tensor) -> _Rows:
+        return _Rows(*(values[rows] for values in self))
+
+    def and_(self, other: _Rows) -> _Rows:
+        return _Rows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+
+def _select(mask: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if mask is None else mask[rows]
+
+
+def _without_graph(u: AverageVelocity, z: Tensor, t: Tensor) -> Tensor:
+    with torch.no_grad():
+        v = u(z, t, t)
+    torch.clear_autocast_cache()  # weights cast without a graph would have no gradient in the next pass
+    return v
+
+
+class _Settled(torch.autograd.Function):
+    """A loss whose gradient is there already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, *(None if gradient is None else scale * gradient for gradient in ctx.gradients)
+
+
+def settled(loss: Tensor, network: Field) -> Tensor:
+    """Return ``loss`` with its gradient by the network's parameters computed at once, which frees its activations.
+
+    So the two passes of the objective never hold their activations together. The loss of a callable that is no
+    ``nn.Module`` is returned as it is.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad] if isinstance(network, nn.Module) else []
+    if not (parameters and loss.requires_grad):
+        return loss
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return _Settled.apply(loss.detach(), gradients, *parameters)  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from neuromf.flow.path import expand
@@ -47,3 +48,22 @@ class AverageVelocity:
             return output  # (5)
         # clamp, not maximum: at t = t_min its derivative is that of t, not half of it
         return (z - output) / expand(t, z).clamp(min=self.t_min)  # (6)
+
+    def with_derivative(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u with its graph, and ∂u/∂z·dz + ∂u/∂t without one, in the dtype of ``z``; equation (8).
+
+        A network with a method ``with_tangent`` (`MeanFlowUNet`) gives both in one pass; of any other the derivative is
+        `torch.func.jvp`'s, in full precision.
+        """
+        rates = (torch.zeros_like(r), torch.ones_like(t))
+        if not hasattr(self.network, "with_tangent"):
+            with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+                derivative = torch.func.jvp(self, (z, r, t), (dz, *rates))[1]
+            return self(z, r, t), derivative
+        output, slope = self.network.with_tangent(z, r, t, dz, *rates)
+        if self.prediction == "u":
+            return output.to(z.dtype), slope
+        divisor = expand(t, z).clamp(min=self.t_min)
+        u = (z - output.to(z.dtype)) / divisor  # (6)
+        rising = (expand(t, z) >= self.t_min).to(z.dtype)  # derivative of the divisor
+        return u, (dz - slope - rising * u.detach()) / divisor

@@ -1,0 +1,181 @@
+"""One training step, side by side on one network: rectified flow, ours, and the straightforward form.
+
+    python benchmarks/train_step.py --json train_step.json
+
+The straightforward form is what a first implementation does: `torch.func.jvp` that carries the graph on every row, and a
+separate forward pass for the velocity. Times are medians of interleaved repetitions. Memory is what one step takes beyond
+weights and batch: on a GPU the allocator's peak, on a CPU the growth of a fresh process's resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuromf.config import Network
+from neuromf.device import choose_device
+from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, interpolate
+from neuromf.flow.path import expand
+
+NETWORKS = {
+    "2M": Network(
+        channels=(16, 32, 64), attention=(False, False, True), head_channels=(0, 0, 16), residual_blocks=1, norm_groups=8
+    ),
+    "45M": Network(channels=(32, 64, 128, 256)),
+    "180M": Network(),
+}
+STEPS = {  # name: settings of the objective and share of rows with r = t
+    "rectified flow": ({"variant": "rectified_flow"}, 0.5),
+    "ours": ({}, 0.5),
+    "ours, FM term where r = t": ({"fm_rows": "r_equals_t"}, 0.5),
+    "ours, FM term where r = t, quarter r < t": ({"fm_rows": "r_equals_t"}, 0.75),
+    "straightforward": (None, 0.5),
+}
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def make_network(name: str, device: torch.device) -> MeanFlowUNet:
+    """A UNet without zero weights: MONAI's own start would let whole branches be skipped."""
+    torch.manual_seed(0)
+    network = MeanFlowUNet(NETWORKS[name])
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return network.to(device)
+
+
+def make_batch(rows: int, side: int, equal: float, device: torch.device) -> Batch:
+    random = torch.Generator().manual_seed(1)
+    z0, noise = (torch.randn(rows, 4, side, side, side, generator=random) for _ in range(2))
+    t = torch.rand(rows, generator=random) * 0.9 + 0.1
+    apart = rows - int(rows * equal)
+    r = torch.cat([t[:apart] * 0.5, t[apart:]])
+    return tuple(value.to(device) for value in (z0, noise, r, t))  # type: ignore[return-value]
+
+
+def straightforward(network: MeanFlowUNet, z0: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """The combined loss with a graph-carrying JVP on every row and a forward pass of its own for the velocity."""
+    u, z_t, v_c = AverageVelocity(network), interpolate(z0, noise, t), noise - z0
+    v = u(z_t, t, t)
+    u_t, du_dt = torch.func.jvp(u, (z_t, r, t), (v.detach(), torch.zeros_like(r), torch.ones_like(t)))
+    errors = (v - v_c, u_t + expand(t - r, z_t) * du_dt.detach() - v_c)
+    lp = [e.square().mean((2, 3, 4)).sum(1) for e in errors]
+    return sum((x / (x.detach() + 0.01)).mean() for x in lp)  # type: ignore[return-value]
+
+
+def make_step(name: str, network: MeanFlowUNet, rows: int, side: int, precision: str) -> Callable[[], None]:
+    settings, equal = STEPS[name]
+    device = network.frequencies.device
+    batch = make_batch(rows, side, equal, device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            if settings is None:
+                loss = straightforward(network, *batch)
+            else:
+                loss = MeanFlowObjective(**settings)(network, *batch).loss  # type: ignore[arg-type]
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def seconds(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each step; the repetitions take turns, so a slow minute hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if repeat:  # the first warms up
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(name: str, arguments: argparse.Namespace, device: torch.device) -> float:
+    """Return the bytes that one step takes, of a second one after a warm-up of the optimiser's state."""
+    if device.type == "cuda":
+        step = make_step(name, make_network(arguments.network, device), arguments.rows, arguments.side, arguments.precision)
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    given = [f"--{key}={getattr(arguments, key)}" for key in ("network", "rows", "side", "precision", "threads")]
+    command = [sys.executable, __file__, "--memory-of", name, "--device", "cpu", *given]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def memory_here(name: str, arguments: argparse.Namespace) -> float:
+    """Return the growth of this process's peak resident memory by one step, in bytes."""
+    network = make_network(arguments.network, torch.device("cpu"))
+    make_step(name, network, 1 if name == "rectified flow" else 2, 8, arguments.precision)()  # libraries and optimiser state
+    step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
+    before = resident("VmRSS")
+    step()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """Return a figure of /proc/self/status in bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return float(line.split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="2M", choices=NETWORKS)
+    parser.add_argument("--rows", type=int, default=8, help="batch size")
+    parser.add_argument("--side", type=int, default=16, help="of the latent")
+    parser.add_argument("--precision", default="32", choices=["32", "bf16"], help="of the forward pass")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print(memory_here(arguments.memory_of, arguments))
+        return
+    device = choose_device(arguments.device)
+    network = make_network(arguments.network, device)
+    steps = {name: make_step(name, network, arguments.rows, arguments.side, arguments.precision) for name in STEPS}
+    times = seconds(steps, arguments.repeats)
+    memory = {name: peak_memory(name, arguments, device) for name in STEPS}
+    base = "rectified flow"
+    rows: list[dict[str, Any]] = [
+        {
+            "step": name,
+            "seconds": round(times[name], 4),
+            "times rectified flow": round(times[name] / times[base], 2),
+            "MiB": round(memory[name] / 2**20),
+            "memory, times rectified flow": round(memory[name] / memory[base], 2),
+        }
+        for name in STEPS
+    ]
+    print("\t".join(rows[0]))
+    for row in rows:
+        print("\t".join(map(str, row.values())))
+    print(f"ours is {times['straightforward'] / times['ours']:.2f} times as fast as the straightforward form")
+    if arguments.json:
+        about = {"device": str(device), "torch": torch.__version__} | {k: v for k, v in vars(arguments).items() if k in ("network", "rows", "side", "precision", "threads", "repeats")}
+        arguments.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
