@@ -29,7 +29,11 @@ from neuromf.flow.path import expand
 
 NETWORKS = {
     "2M": Network(
-        channels=(16, 32, 64), attention=(False, False, True), head_channels=(0, 0, 16), residual_blocks=1, norm_groups=8
+        channels=(16, 32, 64),
+        attention=(False, False, True),
+        head_channels=(0, 0, 16),
+        residual_blocks=1,
+        norm_groups=8,
     ),
     "45M": Network(channels=(32, 64, 128, 256)),
     "180M": Network(),
@@ -66,7 +70,8 @@ def straightforward(network: MeanFlowUNet, z0: Tensor, noise: Tensor, r: Tensor,
     """The combined loss with a graph-carrying JVP on every row and a forward pass of its own for the velocity."""
     u, z_t, v_c = AverageVelocity(network), interpolate(z0, noise, t), noise - z0
     v = u(z_t, t, t)
-    u_t, du_dt = torch.func.jvp(u, (z_t, r, t), (v.detach(), torch.zeros_like(r), torch.ones_like(t)))
+    with torch.autocast(z0.device.type, enabled=False):  # torch.func.jvp fails under it
+        u_t, du_dt = torch.func.jvp(u, (z_t, r, t), (v.detach(), torch.zeros_like(r), torch.ones_like(t)))
     errors = (v - v_c, u_t + expand(t - r, z_t) * du_dt.detach() - v_c)
     lp = [e.square().mean((2, 3, 4)).sum(1) for e in errors]
     return sum((x / (x.detach() + 0.01)).mean() for x in lp)  # type: ignore[return-value]
@@ -108,7 +113,9 @@ def seconds(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
 def peak_memory(name: str, arguments: argparse.Namespace, device: torch.device) -> float:
     """Return the bytes that one step takes, of a second one after a warm-up of the optimiser's state."""
     if device.type == "cuda":
-        step = make_step(name, make_network(arguments.network, device), arguments.rows, arguments.side, arguments.precision)
+        step = make_step(
+            name, make_network(arguments.network, device), arguments.rows, arguments.side, arguments.precision
+        )
         step()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -122,7 +129,9 @@ def peak_memory(name: str, arguments: argparse.Namespace, device: torch.device) 
 def memory_here(name: str, arguments: argparse.Namespace) -> float:
     """Return the growth of this process's peak resident memory by one step, in bytes."""
     network = make_network(arguments.network, torch.device("cpu"))
-    make_step(name, network, 1 if name == "rectified flow" else 2, 8, arguments.precision)()  # libraries and optimiser state
+    make_step(
+        name, network, 1 if name == "rectified flow" else 2, 8, arguments.precision
+    )()  # libraries and optimiser state
     step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
     before = resident("VmRSS")
@@ -173,7 +182,11 @@ def main() -> None:
         print("\t".join(map(str, row.values())))
     print(f"ours is {times['straightforward'] / times['ours']:.2f} times as fast as the straightforward form")
     if arguments.json:
-        about = {"device": str(device), "torch": torch.__version__} | {k: v for k, v in vars(arguments).items() if k in ("network", "rows", "side", "precision", "threads", "repeats")}
+        about = {"device": str(device), "torch": torch.__version__} | {
+            k: v
+            for k, v in vars(arguments).items()
+            if k in ("network", "rows", "side", "precision", "threads", "repeats")
+        }
         arguments.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
 
 

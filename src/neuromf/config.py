@@ -210,6 +210,10 @@ class Flow(Section):
         "model", "Tangent of the JVP: the network's own velocity or ε − z0", source="iMF"
     )
     jvp: Literal["exact", "finite_difference"] = setting("exact", "How du/dt is computed")
+    fm_rows: Literal["all", "r_equals_t"] = setting(
+        "all",
+        "Rows of the flow-matching term of variant imf: all, or those with r = t, which cost no pass of their own",
+    )
 
 
 class Network(Section):

@@ -88,7 +88,10 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         with tangent.plain(z):
             h, dh = t - r, dt - dr
             times = [Pair(self._waves(time), self._waves_tangent(time, rate)) for time, rate in ((t, dt), (h, dh))]
-        parts = [self._embed(layers, waves) for layers, waves in zip((self.time_embed, self.interval_embed), times, strict=True)]
+        parts = [
+            self._embed(layers, waves)
+            for layers, waves in zip((self.time_embed, self.interval_embed), times, strict=True)
+        ]
         emb = parts[0] + parts[1]
         x = tangent.convolution(self.conv_in, Pair(z, dz))
         skips = [x]

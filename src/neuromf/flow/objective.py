@@ -113,7 +113,7 @@ class MeanFlowObjective:
         is_equal = (r == t)[first]
 
         # First pass: ṽ, of all rows or of those with r = t alone. Where r = t it is V too, and both terms are one number.
-        v = u(z_t[first], t[first], t[first])  # (7)
+        v = u(z_t[first], t[first], t[first]) if len(first) else z_t[first]  # (7)
         fm = self._compare(v, v_c[first], _select(mask, first))
         fm_share = 1 / len(first) if imf and len(first) else 0.0
         loss = ((fm_share + mf_share * is_equal.to(fm.lp)) * self._weigh(fm.lp)).sum()  # (12)
@@ -136,7 +136,9 @@ class MeanFlowObjective:
             loss, fm.lp.detach().mean(), mf.lp.detach().mean(), mf.channels.mean(0), jvp_norm, mf.cosine.mean()
         )
 
-    def _with_derivative(self, u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_derivative(
+        self, u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, dz: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return u with its graph, and du/dt = ∂u/∂z·dz + ∂u/∂t without one, in full precision; equation (8)."""
         if self.jvp == "exact":
             return u.with_derivative(z, r, t, dz)

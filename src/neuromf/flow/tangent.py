@@ -13,19 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution, SABlock, SpatialAttentionBlock
-from monai.networks.nets.diffusion_model_unet import (
-    AttnDownBlock,
-    AttnMidBlock,
-    AttnUpBlock,
-    DiffusionUNetResnetBlock,
-    DownBlock,
-    UpBlock,
-)
+from monai.networks.blocks import Convolution
+from monai.networks.nets.diffusion_model_unet import AttnDownBlock, AttnUpBlock
 from torch import Tensor, nn
 
 aten = torch.ops.aten
@@ -59,16 +52,16 @@ def each(function: Callable[[Tensor], Tensor], x: Pair) -> Pair:
     return Pair(function(x.value), tangent)
 
 
-def linear(layer: nn.Module, x: Pair) -> Pair:
+def linear(layer: Any, x: Pair) -> Pair:
     """Apply an ``nn.Linear``."""
     with plain(x.tangent):
-        tangent = F.linear(x.tangent, layer.weight.to(x.tangent.dtype))  # type: ignore[operator]
+        tangent = F.linear(x.tangent, layer.weight)
     return Pair(layer(x.value), tangent)
 
 
-def convolution(layer: nn.Module, x: Pair) -> Pair:
+def convolution(layer: Any, x: Pair) -> Pair:
     """Apply an ``nn.Conv3d``, or MONAI's block of one."""
-    conv = layer.conv if isinstance(layer, Convolution) else layer
+    conv: Any = layer.conv if isinstance(layer, Convolution) else layer
     with plain(x.tangent):
         tangent = conv._conv_forward(x.tangent, conv.weight, None)
     return Pair(layer(x.value), tangent)
@@ -81,7 +74,7 @@ def silu(x: Pair) -> Pair:
     return Pair(F.silu(x.value), tangent)
 
 
-def group_norm(layer: nn.Module, x: Pair) -> Pair:
+def group_norm(layer: Any, x: Pair) -> Pair:
     """Group norm: dy = γ/σ (dx − mean(dx) − x̂ mean(x̂ dx)), means over the group."""
     with plain(x.tangent):
         point, (n, c), groups = x.at().contiguous(), x.tangent.shape[:2], layer.num_groups
@@ -90,12 +83,12 @@ def group_norm(layer: nn.Module, x: Pair) -> Pair:
         tangent, _, _ = aten.native_group_norm_backward(
             x.tangent.contiguous(), point, mean, rstd, None, n, c, voxels, groups, [True, False, False]
         )
-        tangent.mul_(layer.weight.reshape(-1, *[1] * (point.ndim - 2)))  # type: ignore[operator]
+        tangent.mul_(layer.weight.reshape(-1, *[1] * (point.ndim - 2)))
     return Pair(layer(x.value), tangent)
 
 
-def attention(block: SABlock, x: Pair) -> Pair:
-    """Self-attention: with P = softmax(s QKᵀ), dP = P ∘ (dS − rowsum(P ∘ dS)) and dO = dP V + P dV."""
+def attention(block: Any, x: Pair) -> Pair:
+    """``SABlock``: with P = softmax(s QKᵀ), dP = P ∘ (dS − rowsum(P ∘ dS)) and dO = dP V + P dV."""
     q, k, v = (linear(to, x) for to in (block.to_q, block.to_k, block.to_v))
     with plain(x.tangent):
         (q0, q1), (k0, k1), (v0, v1) = (map(block.input_rearrange, (p.at(), p.tangent)) for p in (q, k, v))
@@ -103,19 +96,20 @@ def attention(block: SABlock, x: Pair) -> Pair:
         scores = block.scale * (q1 @ k0.mT + q0 @ k1.mT)
         moved = aten._softmax_backward_data(scores, probability, -1, probability.dtype)
         tangent = block.out_rearrange(moved @ v0 + probability @ v1)
-    value = F.scaled_dot_product_attention(*(block.input_rearrange(p.value) for p in (q, k, v)), scale=block.scale)
+    query, key, values = (block.input_rearrange(p.value) for p in (q, k, v))
+    value = F.scaled_dot_product_attention(query, key, values, scale=block.scale)
     return linear(block.out_proj, Pair(block.out_rearrange(value), tangent))
 
 
-def attention_block(block: SpatialAttentionBlock, x: Pair) -> Pair:
-    """Self-attention over all voxels of (B, C, D, H, W), added to its input."""
+def attention_block(block: Any, x: Pair) -> Pair:
+    """``SpatialAttentionBlock``: self-attention over all voxels of (B, C, D, H, W), added to its input."""
     shape = x.value.shape
     tokens = each(lambda y: y.flatten(2).mT, group_norm(block.norm, x))
     return x + each(lambda y: y.mT.reshape(shape), attention(block.attn, tokens))
 
 
-def residual_block(block: DiffusionUNetResnetBlock, x: Pair, emb: Pair) -> Pair:
-    """The residual block with its time embedding, and its up- or downsampling."""
+def residual_block(block: Any, x: Pair, emb: Pair) -> Pair:
+    """``DiffusionUNetResnetBlock``: the residual block with its time embedding, and its up- or downsampling."""
     h = silu(group_norm(block.norm1, x))
     if resample := block.upsample or block.downsample:
         x, h = each(resample, x), each(resample, h)
@@ -125,8 +119,8 @@ def residual_block(block: DiffusionUNetResnetBlock, x: Pair, emb: Pair) -> Pair:
     return h + (x if isinstance(block.skip_connection, nn.Identity) else convolution(block.skip_connection, x))
 
 
-def down_block(block: DownBlock | AttnDownBlock, h: Pair, emb: Pair) -> tuple[Pair, list[Pair]]:
-    """Return the block's output and what it hands to the way up."""
+def down_block(block: Any, h: Pair, emb: Pair) -> tuple[Pair, list[Pair]]:
+    """``DownBlock`` or ``AttnDownBlock``: return its output and what it hands to the way up."""
     skips = []
     for place, resnet in enumerate(block.resnets):
         h = residual_block(resnet, h, emb)
@@ -139,14 +133,14 @@ def down_block(block: DownBlock | AttnDownBlock, h: Pair, emb: Pair) -> tuple[Pa
     return h, skips
 
 
-def middle_block(block: AttnMidBlock, h: Pair, emb: Pair) -> Pair:
-    """Residual block, attention, residual block."""
+def middle_block(block: Any, h: Pair, emb: Pair) -> Pair:
+    """``AttnMidBlock``: residual block, attention, residual block."""
     h = attention_block(block.attention, residual_block(block.resnet_1, h, emb))
     return residual_block(block.resnet_2, h, emb)
 
 
-def up_block(block: UpBlock | AttnUpBlock, h: Pair, skips: list[Pair], emb: Pair) -> Pair:
-    """The block of the way up; takes its share of ``skips`` from the end."""
+def up_block(block: Any, h: Pair, skips: list[Pair], emb: Pair) -> Pair:
+    """``UpBlock`` or ``AttnUpBlock``; takes its share of ``skips`` from the end."""
     for place, resnet in enumerate(block.resnets):
         skip = skips.pop()
         with plain(h.tangent):

@@ -150,6 +150,31 @@ def test_loss_and_gradient_are_those_of_the_formula(prediction: str, variant: st
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-12) for a, b in zip(ours, expected, strict=True))
 
 
+@pytest.mark.parametrize("tangent", ["model", "conditional"])
+def test_the_flow_matching_term_on_rows_with_r_equal_to_t_only(tangent: str) -> None:
+    network, (z0, noise, r, t) = Small(), vectors()
+    r = torch.where(torch.arange(len(t)) < len(t) // 2, r, t)
+    objective = MeanFlowObjective("u", tangent=tangent, fm_rows="r_equals_t", mf_weight=0.5)  # type: ignore[arg-type]
+    output = objective(network, z0, noise, r, t)
+    whole = MeanFlowObjective("u", tangent=tangent, mf_weight=0.5)(network, z0, noise, r, t)  # type: ignore[arg-type]
+    alone = MeanFlowObjective("u", variant="rectified_flow")(network, z0[r == t], noise[r == t], r[r == t], t[r == t])
+    of_all = MeanFlowObjective("u", variant="rectified_flow")(network, z0, noise, r, t)
+    expected = whole.loss - of_all.loss + alone.loss
+    assert float(output.loss) == pytest.approx(float(expected), rel=1e-9)
+    assert float(output.raw_mf) == pytest.approx(float(whole.raw_mf), rel=1e-9)
+    assert float(output.raw_fm) == pytest.approx(float(alone.raw_fm), rel=1e-9)
+    parameters = list(network.parameters())
+    pairs = zip(*(torch.autograd.grad(loss, parameters) for loss in (output.loss, expected)), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-12) for a, b in pairs)
+
+
+@pytest.mark.parametrize("variant", ["imf", "meanflow"])
+def test_a_batch_without_a_row_of_r_equal_to_t(variant: str) -> None:
+    z0, noise, _, t = vectors()
+    output = MeanFlowObjective("u", variant=variant, fm_rows="r_equals_t")(Small(), z0, noise, t / 2, t)  # type: ignore[arg-type]
+    assert bool(torch.isfinite(output.loss)) and math.isnan(output.raw_fm)
+
+
 def test_figures_are_unweighted_means() -> None:
     network = Small()
     output = MeanFlowObjective("u", p=(1.0, 3.0), channel_weights=(2.0, 0.5))(network, *vectors())
