@@ -238,6 +238,17 @@ class Network(Section):
         return self
 
 
+class Guard(Section):
+    """Divergence guard; it compares means of the raw loss with the smallest one so far."""
+
+    warn_at: tuple[float, ...] = setting((3.0, 5.0), "Warn when the raw loss is this many times its minimum")
+    stop_at: float = setting(10.0, "Stop then and export the best weights", gt=1)
+    window: int = setting(20, "Updates per mean of the raw loss", ge=1)
+    max_skipped: int = setting(
+        20, "Updates in a row skipped for a loss or gradient that is not finite, then stop", ge=1
+    )
+
+
 class Train(Section):
     """Training of the flow."""
 
@@ -248,8 +259,11 @@ class Train(Section):
     warmup_updates: int = setting(1000, "Linear warm-up", ge=0)
     weight_decay: float = setting(0.0, "Weight decay, norms and biases excepted", ge=0)
     gradient_clip: float = setting(1.0, "Largest gradient norm", gt=0)
-    ema_half_life: float = setting(
-        0.05, "Half-life of the exponential moving average of the weights, as a share of the run", gt=0, le=1
+    ema_half_lives: tuple[float, ...] = setting(
+        (0.05, 0.1, 0.2),
+        "Half-lives of the exponential moving averages of the weights, as shares of the run; validation chooses which"
+        " one is exported",
+        source="EDM2",
     )
     flip_probability: float = setting(0.5, "Left-right flip of a latent", ge=0, le=1)
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
@@ -257,7 +271,12 @@ class Train(Section):
         None, "Model folder to start from; `demo` for the shipped one; null: random weights"
     )
     validate_every: int = setting(1000, "Updates between validations", ge=1)
+    patience: int | None = setting(
+        None, "Stop after this many validations without a smaller raw loss and export the best weights", ge=1
+    )
+    guard: Guard = section(Guard, "Divergence guard")
     checkpoint_every: int = setting(500, "Updates between checkpoints", ge=1)
+    keep_checkpoints: int = setting(2, "Checkpoints kept, the newest", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -20,17 +21,24 @@ from tqdm import tqdm
 
 from neuromf.tables import write_text
 from neuromf.training.checkpoint import Progress, save_progress
+from neuromf.training.guard import DivergenceGuard
 from neuromf.training.module import FlowModule, generator_for
 
 FIGURES = ("loss", "raw_fm", "raw_mf", "jvp_norm", "cosine")  # of ObjectiveOutput
-METRICS = ("step", *FIGURES, "grad_norm", "lr", "samples_per_second")  # metrics.csv
-VALIDATION = ("step", *FIGURES)  # val.csv
+METRICS = ("step", *FIGURES, "grad_norm", "lr", "samples_per_second", "skipped")  # metrics.csv
+VALIDATION = ("step", "average", *FIGURES)  # val.csv
+ONLINE = "online"  # the weights themselves, beside their averages
 VALIDATION_ROWS = 32  # at least this many draws of (z, ε, r, t)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+log = logging.getLogger(__name__)
 
 
-class DivergenceError(RuntimeError):
-    """The training has left the finite numbers."""
+class Best(NamedTuple):
+    """The best validation of a training."""
+
+    raw_loss: float
+    average: str
+    update: int
 
 
 class Table:
@@ -43,41 +51,47 @@ class Table:
         kept = [line for line in whole if int(line.split(",", 1)[0]) <= resumed_at]
         write_text(path, ",".join(columns) + "\n" + "".join(kept))
 
-    def append(self, row: Mapping[str, float]) -> None:
+    def append(self, row: Mapping[str, float | str]) -> None:
         """Add one row; NaN becomes an empty cell."""
         with self.path.open("a", newline="", encoding="utf-8") as stream:
             values = [row[column] for column in self.columns]
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow("" if math.isnan(value) else f"{value:.6g}" for value in values)
+            writer.writerow(
+                value if isinstance(value, str) else "" if math.isnan(value) else f"{value:.6g}" for value in values
+            )
 
 
-class WeightAverage(Callback):
-    """Exponential moving average of the weights, once per optimiser step.
+class WeightAverages(Callback):
+    """Exponential moving averages of the weights, once per optimiser step; equation (17) of docs/methods.md.
 
-    The decay is 2^(−1/half_life), at most (1 + n)/(10 + n) after n updates, so that a short run forgets its start.
+    The decay is 2^(−1/half-life), at most (1 + n)/(10 + n) after n updates, so that a short run forgets its start.
 
     Args:
-        half_life: in updates.
+        half_lives: name of each average → its half-life in updates.
     """
 
-    def __init__(self, half_life: float) -> None:
-        self.decay = 0.5 ** (1 / half_life)
-        self.weights: dict[str, Tensor] = {}
+    def __init__(self, half_lives: Mapping[str, float]) -> None:
+        self.decays = {name: 0.5 ** (1 / half_life) for name, half_life in half_lives.items()}
+        self.weights: dict[str, dict[str, Tensor]] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        start = self.weights or pl_module.network.state_dict()  # a resumed run has them already
-        self.weights = {name: value.detach().clone().to(pl_module.device) for name, value in start.items()}
+        now = pl_module.network.state_dict()
+        for name in self.decays:
+            start = self.weights.get(name, now)  # a resumed run has them already
+            self.weights[name] = {key: value.detach().clone().to(pl_module.device) for key, value in start.items()}
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        decay = min(self.decay, (1 + pl_module.update) / (10 + pl_module.update))
         now = pl_module.network.state_dict()
-        torch._foreach_lerp_(list(self.weights.values()), [now[name] for name in self.weights], 1 - decay)
+        for name, decay in self.decays.items():
+            decay = min(decay, (1 + pl_module.update) / (10 + pl_module.update))
+            average = self.weights[name]
+            torch._foreach_lerp_(list(average.values()), [now[key] for key in average], 1 - decay)
 
     @contextmanager
-    def swapped_in(self, module: FlowModule) -> Iterator[None]:
-        """Let the network have the averaged weights within the block."""
-        now = {name: value.clone() for name, value in module.network.state_dict().items()}
-        module.network.load_state_dict(self.weights)
+    def swapped_in(self, module: FlowModule, name: str) -> Iterator[None]:
+        """Let the network have an average's weights within the block; `ONLINE` leaves its own."""
+        now = {key: value.clone() for key, value in module.network.state_dict().items()}
+        module.network.load_state_dict(now if name == ONLINE else self.weights[name])
         try:
             yield
         finally:
@@ -113,17 +127,14 @@ class Logbook(Callback):
         train = pl_module.config.train
         if pl_module.update % train.log_every and pl_module.update != train.updates:
             return
-        row = {name: torch.stack(values).mean().item() for name, values in self.sums.items()}
+        values = {name: torch.stack(values) for name, values in self.sums.items()}
+        row = {name: value[torch.isfinite(value)].mean().item() for name, value in values.items()}  # empty: NaN
         count = len(self.sums["loss"]) * train.batch_size
-        if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-            raise DivergenceError(
-                f"loss {row['loss']} and gradient norm {row['grad_norm']} before update {pl_module.update}: lower"
-                " train.learning_rate or train.gradient_clip, or raise flow.norm_eps; the last checkpoint is intact"
-            )
         row |= {
             "step": pl_module.update,
             "lr": pl_module.trainer.optimizers[0].param_groups[0]["lr"],
             "samples_per_second": count / (time.perf_counter() - self.since),
+            "skipped": pl_module.skipped,
         }
         self.table.append(row)
         for name in METRICS[1:]:
@@ -140,28 +151,61 @@ class Logbook(Callback):
 
 
 class Validation(Callback):
-    """Raw losses of the averaged weights on fixed draws of (z, ε, r, t) from the validation split, in val.csv.
+    """Raw losses on fixed draws of (z, ε, r, t) from the validation split, of every average and of the weights themselves.
 
     Args:
         latents: normalised latents of the validation split.
-        average: the averaged weights.
+        averages: the averaged weights.
         table: val.csv.
         board: TensorBoard's writer.
+        keep: called with the weights whenever they are the best so far.
+
+    Attributes:
+        best: the smallest raw loss so far, of which average and update; None before the first validation.
+        stopped: why ``train.patience`` stopped the training; None while it did not.
     """
 
-    def __init__(self, latents: Dataset[Tensor], average: WeightAverage, table: Table, board: SummaryWriter) -> None:
-        self.latents, self.average, self.table, self.board = latents, average, table, board
-        self.last: dict[str, float] = {}
+    def __init__(
+        self,
+        latents: Dataset[Tensor],
+        averages: WeightAverages,
+        table: Table,
+        board: SummaryWriter,
+        keep: Callable[[Mapping[str, Tensor]], None],
+    ) -> None:
+        self.latents, self.averages, self.table, self.board = latents, averages, table, board
+        self.keep = keep
+        self.best: Best | None = None
+        self.stopped: str | None = None
+        self.last: dict[str, float] = {}  # average -> raw loss
+
+    @property
+    def chosen(self) -> str:
+        """The average with the smallest raw loss at the last validation; without any, the first."""
+        return min(self.averages.decays, key=lambda average: self.last.get(average, 0.0))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         train = pl_module.config.train
-        if pl_module.update % train.validate_every and pl_module.update != train.updates:
+        if len(self.latents) == 0 or (pl_module.update % train.validate_every and pl_module.update != train.updates):  # type: ignore[arg-type]
             return
-        with self.average.swapped_in(pl_module), torch.no_grad():
-            self.last = self._evaluate(pl_module)
-        self.table.append({"step": pl_module.update} | self.last)
-        for name, value in self.last.items():
-            self.board.add_scalar(f"val/{name}", value, pl_module.update)
+        for name in (*self.averages.decays, ONLINE):
+            with self.averages.swapped_in(pl_module, name), torch.no_grad():
+                figures = self._evaluate(pl_module)
+            self.table.append({"step": pl_module.update, "average": name} | figures)
+            for figure, value in figures.items():
+                self.board.add_scalar(f"val/{figure}/{name}", value, pl_module.update)
+            self.last[name] = raw_loss(figures)
+        name = self.chosen
+        if self.best is None or self.last[name] < self.best.raw_loss:
+            self.best = Best(self.last[name], name, pl_module.update)
+            self.keep(self.averages.weights[name])
+        elif train.patience and pl_module.update - self.best.update >= train.patience * train.validate_every:
+            self.stopped = (
+                f"no smaller raw validation loss than {self.best.raw_loss:.4g} of update {self.best.update} in the last"
+                f" {train.patience} validations"
+            )
+            log.warning("training stopped at update %d: %s", pl_module.update, self.stopped)
+            trainer.should_stop = True
 
     def _evaluate(self, module: FlowModule) -> dict[str, float]:
         size, batch = len(self.latents), module.config.train.batch_size  # type: ignore[arg-type]
@@ -178,18 +222,35 @@ class Validation(Callback):
         return sums
 
 
+def raw_loss(figures: Mapping[str, float]) -> float:
+    """Return the raw loss that models are chosen on: both terms, or the one that the variant has."""
+    return sum(value for name in ("raw_fm", "raw_mf") if not math.isnan(value := figures[name]))
+
+
 class Checkpoints(Callback):
-    """Restores the last checkpoint at the start; saves one every ``train.checkpoint_every`` updates and at the end.
+    """Restores the last checkpoint; saves one every ``train.checkpoint_every`` updates and at the end.
 
     Args:
         folder: of the checkpoints.
         key: tells this training from others in the same folder.
-        average: the averaged weights.
+        averages: the averaged weights.
+        guard: its minimum is saved and restored.
+        validation: its best is saved.
         progress: what to resume from.
     """
 
-    def __init__(self, folder: Path, key: str, average: WeightAverage, progress: Progress | None) -> None:
-        self.folder, self.key, self.average, self.progress = folder, key, average, progress
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        averages: WeightAverages,
+        guard: DivergenceGuard,
+        validation: Validation,
+        progress: Progress | None,
+    ) -> None:
+        self.folder, self.key, self.averages, self.guard = folder, key, averages, guard
+        self.validation = validation
+        self.progress = progress
         self.started = time.perf_counter() - (progress.seconds if progress else 0)
 
     @property
@@ -200,23 +261,46 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.progress is None:
             return
-        module, state = pl_module, trainer.optimizers[0].state
-        module.network.load_state_dict(self.progress.part("network."))
-        self.average.weights = self.progress.part("average.")
-        for name, parameter in module.network.named_parameters():
+        state = trainer.optimizers[0].state
+        for name, parameter in pl_module.network.named_parameters():
             moments = self.progress.part(f"optimizer.{name}.")
             state[parameter] = {m: v if m == "step" else v.to(parameter) for m, v in moments.items()}
-        module.update, self.progress = self.progress.update, None
+        self.progress = None
+
+    def restore(self, module: FlowModule) -> None:
+        """Set everything but the optimiser, which does not exist before the training starts, to the last checkpoint."""
+        if self.progress is None:
+            return
+        module.network.load_state_dict(self.progress.part("network."))
+        self.averages.weights = {name: self.progress.part(f"average.{name}/") for name in self.averages.decays}
+        notes = self.progress.notes
+        module.update, module.skipped = self.progress.update, notes["skipped"]
+        module.skipped_in_a_row = notes["skipped_in_a_row"]
+        self.guard.minimum = notes["guard_minimum"] or math.inf
+        self.validation.last = notes["validation"]
+        self.validation.best = Best(**notes["best"]) if notes["best"] else None
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         train = pl_module.config.train
         if pl_module.update % train.checkpoint_every and pl_module.update != train.updates:
             return
-        if not bool(torch.isfinite(pl_module.gradient_norm)):
-            return  # the log stops the run; what is saved stays usable
-        tensors = {f"network.{name}": value for name, value in pl_module.network.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.weights.items()}
+        self.save(trainer, pl_module)
+
+    def save(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Write a checkpoint of now."""
+        tensors = {f"network.{name}": value for name, value in module.network.state_dict().items()}
+        for average, weights in self.averages.weights.items():
+            tensors |= {f"average.{average}/{name}": value for name, value in weights.items()}
         state = trainer.optimizers[0].state
-        for name, parameter in pl_module.network.named_parameters():
-            tensors |= {f"optimizer.{name}.{moment}": state[parameter][moment] for moment in MOMENTS}
-        save_progress(self.folder, self.key, Progress(pl_module.update, self.seconds, tensors))
+        for name, parameter in module.network.named_parameters():
+            tensors |= {f"optimizer.{name}.{m}": state[parameter][m] for m in MOMENTS if parameter in state}
+        best = self.validation.best
+        notes = {
+            "skipped": module.skipped,
+            "skipped_in_a_row": module.skipped_in_a_row,
+            "guard_minimum": self.guard.minimum if math.isfinite(self.guard.minimum) else None,
+            "validation": self.validation.last,
+            "best": best._asdict() if best else None,
+        }
+        progress = Progress(module.update, self.seconds, tensors, notes)
+        save_progress(self.folder, self.key, progress, keep=module.config.train.keep_checkpoints)

@@ -5,11 +5,13 @@ Both are safetensors and JSON; nothing is pickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from neuromf.flow import AverageVelocity, MeanFlowUNet
 from neuromf.tables import atomic_path, file_sha256, write_json
 
 DEMO = Path(__file__).parent / "demo"  # the shipped models: demo/meanflow and demo/rectified_flow
-WEIGHTS, ABOUT = "model.safetensors", "model.json"
+WEIGHTS, ABOUT, AVERAGES = "model.safetensors", "model.json", "averages"
 log = logging.getLogger(__name__)
 
 
@@ -92,25 +94,43 @@ def model_folder(name: str | Path, variant: str = "imf") -> Path:
     return Path(name)
 
 
-def export_model(folder: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` and ``model.json``, the second last: a folder with both is whole."""
-    _save(folder / WEIGHTS, weights, {})
+def export_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    averages: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+) -> None:
+    """Write ``model.safetensors``, ``averages/<half-life>.safetensors`` and, last, ``model.json``: then it is whole."""
+    save(folder / WEIGHTS, weights)
+    for name, average in averages.items():
+        save(folder / AVERAGES / f"{name}.safetensors", average)
     write_json(folder / ABOUT, about)
 
 
-def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights of a model folder and the content of its ``model.json``.
+def read_weights(model: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of a model and the content of its ``model.json``.
+
+    Args:
+        model: a model folder, or one of the files in its ``averages``.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    for name in (WEIGHTS, ABOUT):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} does not exist; a model folder holds {WEIGHTS} and {ABOUT}")
+    weights, about = model_files(model)
+    for path in (weights, about):
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist; a model folder holds {WEIGHTS} and {ABOUT}")
     try:
-        return load_file(folder / WEIGHTS), json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return load_file(weights), json.loads(about.read_text(encoding="utf-8"))
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder}: a damaged file ({error}); copy or train the model again") from None
+        raise CheckpointError(f"{model}: a damaged file ({error}); copy or train the model again") from None
+
+
+def model_files(model: Path) -> tuple[Path, Path]:
+    """Return the weights and the ``model.json`` of a model folder, or of one of the files in its ``averages``."""
+    if model.suffix == ".safetensors":
+        return model, model.parents[1] / ABOUT
+    return model / WEIGHTS, model / ABOUT
 
 
 def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Path) -> None:
@@ -131,7 +151,9 @@ def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Pa
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
-    """Return the model in a folder, or the shipped one for ``demo``.
+    """Return the model in a folder or of one of its averages (<folder>/averages/0.1.safetensors), or the shipped one.
+
+    The settings of its training are not read: they may be those of an older NeuroMF.
 
     Raises:
         CheckpointError: a file is missing, damaged or does not fit the network that its ``model.json`` describes.
@@ -141,9 +163,9 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     weights, about = read_weights(path)
     if absent := [key for key in ("config", "statistics", "codec", "release") if key not in about]:
         raise CheckpointError(f"{path / ABOUT}: no {', '.join(absent)}; it was not written by NeuroMF")
-    config = validate(about["config"])
+    config = validate({part: settings for part, settings in about["config"].items() if part != "train"})
     network = MeanFlowUNet(config.network, config.codec.latent_channels)
-    load_weights(network, weights, path / WEIGHTS)
+    load_weights(network, weights, model_files(path)[0])
     network.to(device).eval().requires_grad_(False)
     velocity = AverageVelocity(network, config.flow.prediction, config.flow.times.t_min)
     return TrainedModel(
@@ -155,7 +177,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
         codec=about["codec"],
         release=about["release"],
         training=about.get("training", {}),
-        sha256=file_sha256(path / WEIGHTS),
+        sha256=file_sha256(model_files(path)[0]),
     )
 
 
@@ -168,21 +190,26 @@ class Progress:
 
     update: int
     seconds: float  # of training so far, over all resumed parts
-    tensors: dict[str, Tensor]  # network.*, average.*, optimizer.<parameter>.<moment>
+    tensors: dict[str, Tensor]  # network.*, average.<half-life>/*, optimizer.<parameter>.<moment>
+    notes: Mapping[str, Any] = field(default_factory=dict)  # counters and minima
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose name begins with ``prefix``, without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def save_progress(folder: Path, key: str, progress: Progress) -> None:
-    """Write a checkpoint atomically and remove the older ones; ``key`` tells trainings apart."""
-    path = folder / f"update-{progress.update:08d}.safetensors"
-    about = {"key": key, "update": str(progress.update), "seconds": repr(progress.seconds)}
-    _save(path, progress.tensors, about)
-    for other in folder.glob("update-*.safetensors"):
-        if other != path:
-            other.unlink()
+def save_progress(folder: Path, key: str, progress: Progress, *, keep: int) -> None:
+    """Write a checkpoint atomically and remove all but the newest ``keep``; ``key`` tells trainings apart."""
+    about = {
+        "key": key,
+        "update": str(progress.update),
+        "seconds": repr(progress.seconds),
+        "notes": json.dumps(progress.notes),
+        "sha256": tensors_sha256(progress.tensors),
+    }
+    save(folder / f"update-{progress.update:08d}.safetensors", progress.tensors, about)
+    for older in sorted(folder.glob("update-*.safetensors"))[:-keep]:
+        older.unlink()
 
 
 def load_progress(folder: Path, key: str) -> Progress | None:
@@ -198,14 +225,26 @@ def load_progress(folder: Path, key: str) -> Progress | None:
                     path.unlink()
                     continue
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if tensors_sha256(tensors) != about["sha256"]:
+                    raise SafetensorError("its content is not what was written")
         except (SafetensorError, OSError) as error:
             log.warning("%s is damaged (%s) and left out", path, error)
             path.unlink()
             continue
-        return Progress(int(about["update"]), float(about["seconds"]), tensors)
+        return Progress(int(about["update"]), float(about["seconds"]), tensors, json.loads(about["notes"]))
     return None
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically."""
     with atomic_path(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)

@@ -47,6 +47,7 @@ class FlowModule(lightning.LightningModule):
         update: updates done.
         output: what the objective gave for the last batch.
         gradient_norm: before clipping, of the last batch.
+        skipped: updates without effect since loss or gradient was not finite; ``skipped_in_a_row`` of them the last ones.
     """
 
     def __init__(self, config: Config, seed: int) -> None:
@@ -60,6 +61,7 @@ class FlowModule(lightning.LightningModule):
         self.update = 0
         self.output: ObjectiveOutput | None = None
         self.gradient_norm = torch.tensor(torch.nan)
+        self.skipped = self.skipped_in_a_row = 0
 
     def training_step(self, z0: Tensor, batch_index: int) -> Tensor:
         """Return the loss of normalised latents (B, C, D, H, W)."""
@@ -80,6 +82,16 @@ class FlowModule(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.gradient_clip)
+        assert self.output is not None
+        finite = torch.isfinite(self.gradient_norm) & torch.isfinite(self.output.loss.detach())
+        if self.trainer.world_size > 1:  # skipped on all ranks together
+            finite = torch.as_tensor(self.all_gather(finite)).all()
+        if bool(finite):
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            for parameter in self.network.parameters():
+                parameter.grad = None  # so AdamW leaves weights and moments as they are
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:

@@ -7,12 +7,14 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -21,13 +23,14 @@ from neuromf import __version__
 from neuromf.config import Config
 from neuromf.tables import content_hash, file_sha256, write_text
 from neuromf.training.callbacks import (
+    FIGURES,
     METRICS,
     VALIDATION,
     Checkpoints,
     Logbook,
     Table,
     Validation,
-    WeightAverage,
+    WeightAverages,
 )
 from neuromf.training.checkpoint import (
     WEIGHTS,
@@ -38,7 +41,9 @@ from neuromf.training.checkpoint import (
     load_weights,
     model_folder,
     read_weights,
+    save,
 )
+from neuromf.training.guard import DivergenceGuard
 from neuromf.training.module import BatchStream, FlowModule
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
@@ -111,7 +116,6 @@ def train_run(
 
     Raises:
         CheckpointError: the warm start is missing, damaged or of another architecture.
-        DivergenceError: the loss or the gradient is not finite.
         ValueError: the train split is empty or its latents have another shape than the configuration says.
     """
     if dataclasses.is_dataclass(statistics) and not isinstance(statistics, type):
@@ -124,26 +128,24 @@ def train_run(
     deciding["train"] = {k: v for k, v in resolved["train"].items() if not k.endswith("_every")}
     key = content_hash([deciding, seed, statistics, dict(release), dict(codec), code, warm_start])
     progress = load_progress(checkpoint_folder, key)
-    if progress and progress.update == config.train.updates:
-        log.info("the last checkpoint is of a finished training: exporting it")
-        module.network.load_state_dict(progress.part("average."))
-        seconds = progress.seconds
-    else:
-        splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
-        seconds = _fit(module, *splits, folder / "tensorboard", checkpoint_folder, key, progress, device)
+    splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
+    outcome = _fit(module, *splits, folder / "tensorboard", checkpoint_folder, key, progress, device)
 
     for name in LOGS:
         write_text(folder / name, (checkpoint_folder / name).read_text(encoding="utf-8"))
     figures = {
-        "updates": config.train.updates,
-        "seconds": round(seconds, 1),
-        "seconds_per_update": round(seconds / config.train.updates, 4),
+        "updates": outcome.updates,
+        "stopped": outcome.stopped,
+        "skipped": module.skipped,
+        "exported": outcome.exported,
+        "seconds": round(outcome.seconds, 1),
+        "seconds_per_update": round(outcome.seconds / outcome.updates, 4),
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "latents": {"train": len(train), "val": len(val)},
         "seed": seed,
         "device": device.type,
         "warm_start": warm_start,
-        "validation": _last_row(folder / "val.csv"),
+        "validation": _row(folder / "val.csv", outcome.exported),
     }
     about = {
         "config": resolved,
@@ -154,8 +156,28 @@ def train_run(
         "code": code,
         "training": figures,
     }
-    export_model(folder, module.network.state_dict(), about)
+    export_model(folder, outcome.weights, about, outcome.averages)
     return figures
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training leaves.
+
+    Attributes:
+        weights: to be exported.
+        exported: which these are: the average's half-life as a share of the run, and the update.
+        averages: all averages at the end.
+        updates: done, fewer than asked for where ``stopped`` says why.
+        seconds: of training, over all resumed parts.
+    """
+
+    weights: Mapping[str, Tensor]
+    exported: dict[str, Any]
+    averages: Mapping[str, Mapping[str, Tensor]]
+    updates: int
+    seconds: float
+    stopped: str | None
 
 
 def _fit(
@@ -167,27 +189,28 @@ def _fit(
     key: str,
     progress: Progress | None,
     device: torch.device,
-) -> float:
-    """Do the updates that are left and return the seconds of all; the network ends with the averaged weights."""
+) -> Outcome:
+    """Do the updates that are left and choose the weights to be exported."""
     done, settings = progress.update if progress else 0, module.config.train
     if done:
         log.info("resuming from update %d of %d", done, settings.updates)
     tables = {name: Table(checkpoint_folder / name, columns, done) for name, columns in LOGS.items()}
     board = SummaryWriter(str(board_folder), purge_step=done + 1)
-    average = WeightAverage(settings.ema_half_life * settings.updates)
-    checkpoints = Checkpoints(checkpoint_folder, key, average, progress)
-    callbacks: list[Any] = [average, Logbook(tables["metrics.csv"], board, done)]
-    if len(val):
-        callbacks.append(Validation(val, average, tables["val.csv"], board))
-    else:
-        log.warning("no validation latents: val.csv stays empty")
+    averages = WeightAverages({f"{share:g}": share * settings.updates for share in settings.ema_half_lives})
+    guard = DivergenceGuard(settings.guard)
+    best_file = checkpoint_folder / "best.safetensors"
+    validation = Validation(val, averages, tables["val.csv"], board, lambda weights: save(best_file, weights))
+    checkpoints = Checkpoints(checkpoint_folder, key, averages, guard, validation, progress)
+    checkpoints.restore(module)
+    if not len(val):
+        log.warning("no validation latents: val.csv stays empty and the first average is exported")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements beside the progress bar
     trainer = lightning.Trainer(
         max_steps=settings.updates - done,
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
-        callbacks=[*callbacks, checkpoints],
+        callbacks=[averages, Logbook(tables["metrics.csv"], board, done), guard, validation, checkpoints],
         plugins=[LightningEnvironment()],  # one process, also inside a Slurm job
         logger=False,
         enable_checkpointing=False,
@@ -199,10 +222,17 @@ def _fit(
     workers = 0 if train.in_memory else 2
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
-        trainer.fit(module, DataLoader(train, batch_sampler=batches, num_workers=workers))
+        if done < settings.updates:
+            trainer.fit(module, DataLoader(train, batch_sampler=batches, num_workers=workers))
     board.close()
-    module.network.load_state_dict(average.weights)
-    return checkpoints.seconds
+    stopped = guard.stopped or validation.stopped
+    if stopped and validation.best:
+        average, update, weights = validation.best.average, validation.best.update, load_file(best_file)
+    else:
+        average, update = validation.chosen, module.update
+        weights = averages.weights[average]
+    exported = {"average": average, "update": update}
+    return Outcome(weights, exported, averages.weights, module.update, checkpoints.seconds, stopped)
 
 
 def _warm_start(config: Config, module: FlowModule, codec: Mapping[str, str]) -> dict[str, str] | None:
@@ -229,6 +259,9 @@ def _check_latents(config: Config, train: Latents) -> None:
         )
 
 
-def _last_row(table: Path) -> dict[str, float | None]:
-    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-    return {key: float(value) if value else None for key, value in rows[-1].items()} if rows else {}
+def _row(table: Path, exported: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the validation figures of the weights that are exported."""
+    rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    wanted = (str(exported["update"]), exported["average"])
+    found = [row for row in rows if (row["step"], row["average"]) == wanted]
+    return {key: float(row[key]) if row[key] else None for row in found[-1:] for key in FIGURES}

@@ -138,9 +138,11 @@ def evaluated(tmp_path, metrics, scans, manifests):
             {"step": steps, "raw_fm": 1 / steps, "raw_mf": 2 / steps if run == "meanflow" else np.nan}
         )
         losses.to_csv(folder / "metrics.csv", index=False)
-        losses.iloc[::5].to_csv(folder / "val.csv", index=False)
+        validation = [losses.iloc[::5].assign(average=average) for average in ("0.05", "online")]
+        pd.concat(validation).to_csv(folder / "val.csv", index=False)
         start = {"name": "demo", "variant": "imf", "sha256": "d" * 64} if run == "meanflow" else None
         training = {"parameters": 1234567, "updates": 100, "seconds": 90.0, "device": "cpu", "warm_start": start}
+        training |= {"exported": {"average": "0.05", "update": 100}, "stopped": None, "skipped": 0}
         about = {"training": training, "config": {"flow": {"variant": "imf"}}, "codec": {"name": "demo"}}
         (folder / "model.json").write_text(json.dumps(about | {"code_version": "0.1.0"}))
         (folder / "model.safetensors").write_bytes(b"weights")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from neuromf.training.callbacks import Table, WeightAverage
+from neuromf.training.callbacks import Table, WeightAverages
 
 
 def test_a_table_loses_what_came_after_the_checkpoint(tmp_path: Path) -> None:
@@ -22,4 +22,4 @@ def test_a_table_loses_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("half_life", [1.0, 50.0])
 def test_half_life(half_life: float) -> None:
-    assert WeightAverage(half_life).decay ** half_life == pytest.approx(0.5)
+    assert WeightAverages({"a": half_life}).decays["a"] ** half_life == pytest.approx(0.5)

@@ -94,12 +94,13 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_progress_keeps_the_last_checkpoint_only(tmp_path: Path) -> None:
-    for update in (5, 10):
-        save_progress(tmp_path, "key", Progress(update, 1.5 * update, {"network.a": torch.full((2,), float(update))}))
-    assert len(list(tmp_path.iterdir())) == 1
+def test_progress_keeps_the_newest_checkpoints_only(tmp_path: Path) -> None:
+    for update in (5, 8, 10):
+        tensors = {"network.a": torch.full((2,), float(update))}
+        save_progress(tmp_path, "key", Progress(update, 1.5 * update, tensors, {"skipped": 3}), keep=2)
+    assert len(list(tmp_path.iterdir())) == 2
     progress = load_progress(tmp_path, "key")
     assert progress is not None and (progress.update, progress.seconds) == (10, 15.0)
-    assert torch.equal(progress.part("network.")["a"], torch.full((2,), 10.0))
+    assert torch.equal(progress.part("network.")["a"], torch.full((2,), 10.0)) and progress.notes == {"skipped": 3}
     assert load_progress(tmp_path, "other key") is None
     assert load_progress(tmp_path / "nowhere", "key") is None

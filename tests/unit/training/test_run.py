@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from neuromf.config import Config, validate
 from neuromf.training import callbacks
-from neuromf.training.callbacks import DivergenceError
 from neuromf.training.checkpoint import CheckpointError, load_model
 from neuromf.training.run import train_run
 
@@ -116,12 +115,22 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
 
 def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
     model = load_model(undisturbed / "model")
-    assert model.config.train.updates == 8 and model.latent_shape == (4, 8, 8, 8)
+    assert model.training["updates"] == 8 and model.latent_shape == (4, 8, 8, 8)
     assert model.training["seed"] == 0 and model.training["latents"] == {"train": 5, "val": 2}
-    assert model.training["validation"]["step"] == 8 and model.codec["sha256"] == "2"
+    assert model.training["exported"]["update"] == 8 and model.training["stopped"] is None
+    assert model.training["validation"]["raw_fm"] > 0 and model.codec["sha256"] == "2"
     metrics, validation = (rows(undisturbed / "model" / name) for name in ("metrics.csv", "val.csv"))
     assert [row["step"] for row in metrics] == ["2", "4", "6", "8"]
-    assert [row["step"] for row in validation] == ["4", "8"]
+    names = ["0.05", "0.1", "0.2", "online"]
+    assert [(row["step"], row["average"]) for row in validation] == [(step, name) for step in "48" for name in names]
+    last = {row["average"]: float(row["raw_fm"]) + float(row["raw_mf"]) for row in validation[4:7]}
+    assert model.training["exported"]["average"] == min(last, key=lambda name: last[name])
+    averages = {path.stem: load_file(path) for path in (undisturbed / "model" / "averages").iterdir()}
+    assert sorted(averages) == names[:3]
+    assert same(weights(undisturbed), averages[model.training["exported"]["average"]])
+    assert not same(averages["0.05"], averages["0.2"])
+    of_one = load_model(undisturbed / "model" / "averages" / "0.2.safetensors")
+    assert same(dict(of_one.network.state_dict()), averages["0.2"])
     assert all(float(row["raw_mf"]) > 0 and float(row["samples_per_second"]) > 0 for row in metrics)
     assert list((undisturbed / "model" / "tensorboard").iterdir())
 
@@ -230,12 +239,62 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in weights(tmp_path).values())
 
 
-def test_divergence_stops_the_run_and_leaves_no_broken_checkpoint(tmp_path: Path) -> None:
-    latents = Latents(3, 0)
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
+    latents = Latents(6, 0)
     latents.values[0] = torch.nan
-    with pytest.raises(DivergenceError, match=r"lower train\.learning_rate"):
-        train(tmp_path, config(train={"checkpoint_every": 2}), train=latents)
-    assert not list((tmp_path / "checkpoints").glob("update-*"))
+    figures = train(tmp_path, train=latents)
+    skipped = [int(row["skipped"]) for row in rows(tmp_path / "model" / "metrics.csv")]
+    assert 2 <= figures["skipped"] == skipped[-1] < 8 and skipped == sorted(
+        skipped
+    )  # every latent once in three updates
+    assert figures["stopped"] is None
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+
+
+def test_a_run_that_can_make_no_update_stops_with_a_diagnosis(tmp_path: Path) -> None:
+    latents = Latents(3, 0)
+    latents.values[:] = torch.nan
+    figures = train(tmp_path, config(train={"guard": {"max_skipped": 3}}), train=latents)
+    assert figures["updates"] == 3 and "lower train.learning_rate" in figures["stopped"]
+
+
+def test_the_guard_stops_a_climbing_raw_loss_and_exports_the_best(tmp_path: Path) -> None:
+    """A rate far too high: q = 1 holds the weighted loss near 2 while the raw loss explodes."""
+    changes = {"updates": 60, "learning_rate": 0.5, "warmup_updates": 0, "validate_every": 1, "gradient_clip": 1e9}
+    settings = config(train=changes | {"schedule": "constant", "guard": {"window": 2}})
+    figures = train(tmp_path, settings)
+    assert figures["updates"] < 60 and figures["stopped"].startswith("divergence: raw loss")
+    validation = [row for row in rows(tmp_path / "model" / "val.csv") if row["average"] != "online"]
+    best = min(validation, key=lambda row: float(row["raw_fm"]) + float(row["raw_mf"]))
+    assert figures["exported"] == {"average": best["average"], "update": int(best["step"])}
+    assert figures["validation"]["raw_fm"] == float(best["raw_fm"])
+    assert max(float(row["loss"]) for row in rows(tmp_path / "model" / "metrics.csv")) < 2.01
+
+
+def test_patience_stops_early(tmp_path: Path) -> None:
+    changes = {"updates": 40, "learning_rate": 1e-12, "validate_every": 1, "patience": 3, "log_every": 1}
+    figures = train(tmp_path, config(train=changes))
+    assert figures["updates"] < 40 and "last 3 validations" in figures["stopped"]
+    assert figures["exported"]["update"] == figures["updates"] - 3
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(tmp_path, config(train={"checkpoint_every": 2, "keep_checkpoints": 3}))
+    assert sorted(p.name[7:15] for p in (tmp_path / "checkpoints").glob("update-*")) == [
+        "00000004",
+        "00000006",
+        "00000008",
+    ]
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_left_out(undisturbed: Path, tmp_path: Path) -> None:
+    train(tmp_path, config(train={"checkpoint_every": 3, "keep_checkpoints": 2}))
+    for path in (tmp_path / "checkpoints").glob("update-*"):
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+    train(tmp_path)
+    assert same(weights(undisturbed), weights(tmp_path))
 
 
 def test_a_release_without_validation_scans_trains(tmp_path: Path) -> None:
@@ -252,7 +311,7 @@ def test_unusable_latents_are_refused(tmp_path: Path) -> None:
 
 def test_the_model_is_the_moving_average(tmp_path: Path) -> None:
     """After one update from θ0 to θ1 with decay min(d, 2/11) the average is d θ0 + (1 − d) θ1."""
-    settings = config(train={"updates": 1, "ema_half_life": 1.0})
+    settings = config(train={"updates": 1, "ema_half_lives": [1.0]})
     train(tmp_path, settings)
     progress = load_file(next((tmp_path / "checkpoints").glob("update-*")))
     start = weights_at_start(settings)

@@ -231,12 +231,16 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
     logs = {}
     for run in runs:
         label = style.run_label(run.run) + (f", seed {run.seed}" if len({r.seed for r in runs}) > 1 else "")
-        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), pd.read_csv(run.folder / "val.csv"))
+        validation = pd.read_csv(run.folder / "val.csv")
+        about = json.loads((run.folder / "model.json").read_text(encoding="utf-8"))
+        exported = about["training"]["exported"]["average"]
+        rows = validation[validation["average"].astype(str) == exported]
+        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), rows)
     if not logs:
         return None
     return _plot(lambda: figures.training_curves(logs), "Training curves",
-                 "Raw losses, before the adaptive weight, which hides them. Thin: training batches; bold: averaged"
-                 " weights on the validation split.")  # fmt: skip
+                 "Raw losses, before the adaptive weight, which hides them. Thin: training batches; bold: the exported"
+                 " average of the weights on the validation split.")  # fmt: skip
 
 
 def _metric_figures(metrics: pd.DataFrame) -> list[Picture]:
