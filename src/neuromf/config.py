@@ -226,6 +226,9 @@ class Network(Section):
     )
     residual_blocks: int = setting(2, "Residual blocks per level", ge=1, source="NV-Generate")
     norm_groups: int = setting(32, "Groups of the group normalisation", ge=1)
+    time_embedding: Literal["neuromf", "maisi"] = setting(
+        "neuromf", "Waves of t: our own over [0, 1], or MAISI's of 1000·t, which an NV-Generate warm start needs"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Network:
@@ -308,6 +311,11 @@ class Config(Section):
             raise ValueError("runs must name at least one run, e.g. runs: {meanflow: {}}")
         if taken := sorted(RESERVED_RUNS & set(self.runs)):
             raise ValueError(f"{', '.join(taken)}: the evaluation uses this name for what is no model; rename the run")
+        if self.network.time_embedding == "maisi" and self.flow.jvp == "finite_difference":
+            raise ValueError(
+                "flow.jvp: finite_difference is wrong with network.time_embedding: maisi, whose fastest wave turns by 5"
+                " radians in a step; use flow.jvp: exact"
+            )
         return self
 
     def for_run(self, run: str) -> Config:
@@ -397,6 +405,8 @@ def _explain(error: Any) -> str:
     """Turn one pydantic error into `key = value: what is wrong, and the nearest valid key`."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
+    if not location:  # of settings that do not go together
+        return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
         return f"{key}: unknown key{_nearest(location[-1], fields)}"
