@@ -257,12 +257,27 @@ class Train(Section):
     flip_probability: float = setting(0.5, "Left-right flip of a latent", ge=0, le=1)
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
     warm_start: str | None = setting(
-        None, "Model folder to start from; `demo` for the shipped one; null: random weights"
+        None,
+        "Model folder to start from, or NV-Generate's MR UNet (.pt); `demo` for the shipped one; null: random weights",
+    )
+    normalise: Literal["channel", "warm_start"] = setting(
+        "channel", "Latents are normalised per channel by the train split's statistics, or as the warm start's were"
     )
     validate_every: int = setting(1000, "Updates between validations", ge=1)
     checkpoint_every: int = setting(500, "Updates between checkpoints", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
+
+    @property
+    def from_nv_generate(self) -> bool:
+        """Whether the warm start is a published file instead of one of our model folders."""
+        return self.warm_start is not None and self.warm_start.endswith(".pt")
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if self.normalise == "warm_start" and self.warm_start is None:
+            raise ValueError("normalise: warm_start needs a warm_start; use normalise: channel")
+        return self
 
 
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------
@@ -315,6 +330,13 @@ class Config(Section):
             raise ValueError(
                 "flow.jvp: finite_difference is wrong with network.time_embedding: maisi, whose fastest wave turns by 5"
                 " radians in a step; use flow.jvp: exact"
+            )
+        found = (self.flow.prediction, self.network.time_embedding, self.train.normalise)
+        if self.train.from_nv_generate and found != ("u", "maisi", "warm_start"):
+            raise ValueError(
+                f"train.warm_start {self.train.warm_start}: NV-Generate's network gives a velocity, embeds 1000·t and"
+                " scales its latents; set flow.prediction: u, network.time_embedding: maisi and train.normalise:"
+                f" warm_start (here {', '.join(found)})"
             )
         return self
 

@@ -57,7 +57,7 @@ class Waves(nn.Module):
         """Return our waves of t in [0, 1], or MONAI's of 1000·t, which NV-Generate's weights expect; F = width / 2."""
         half = width // 2
         if embedding == "maisi":
-            exponents = -math.log(MAISI_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32)
+            exponents = -math.log(MAISI_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32)  # (26)
             return cls(torch.exp(exponents / half), MAISI_TIMESTEPS)
         exponents = torch.linspace(0, 1, half)
         return cls(LOWEST_FREQUENCY * (HIGHEST_FREQUENCY / LOWEST_FREQUENCY) ** exponents)
@@ -79,7 +79,7 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
     """MONAI's MAISI UNet as a function of (z, r, t); it embeds t and h = t − r.
 
     The parameters keep MONAI's names; ``interval_embed`` (of h) is the only addition. Class, region and spacing inputs
-    are left out. A fresh network outputs zero.
+    are left out (`neuromf.training.nv_generate` folds them into the weights). A fresh network outputs zero.
 
     Args:
         config: channels, attention, residual blocks and the embedding of t; h is always embedded at our frequencies.
