@@ -79,7 +79,7 @@ def straightforward(network: MeanFlowUNet, z0: Tensor, noise: Tensor, r: Tensor,
 
 def make_step(name: str, network: MeanFlowUNet, rows: int, side: int, precision: str) -> Callable[[], None]:
     settings, equal = STEPS[name]
-    device = network.frequencies.device
+    device = next(network.parameters()).device
     batch = make_batch(rows, side, equal, device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
 

@@ -170,9 +170,11 @@ def training_config(wildcards):
 
 
 def warm_start(wildcards):
-    """The model a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
-    folder = CONFIG.for_run(wildcards.run).train.warm_start
-    return [] if folder in (None, "demo") else f"{folder}/model.safetensors"
+    """The file a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
+    train = CONFIG.for_run(wildcards.run).train
+    if train.warm_start in (None, "demo"):
+        return []
+    return train.warm_start if train.from_nv_generate else f"{train.warm_start}/model.safetensors"
 
 
 def sample_sets():

@@ -226,6 +226,9 @@ class Network(Section):
     )
     residual_blocks: int = setting(2, "Residual blocks per level", ge=1, source="NV-Generate")
     norm_groups: int = setting(32, "Groups of the group normalisation", ge=1)
+    time_embedding: Literal["neuromf", "maisi"] = setting(
+        "neuromf", "Waves of t: our own over [0, 1], or MAISI's of 1000·t, which an NV-Generate warm start needs"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Network:
@@ -268,7 +271,11 @@ class Train(Section):
     flip_probability: float = setting(0.5, "Left-right flip of a latent", ge=0, le=1)
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
     warm_start: str | None = setting(
-        None, "Model folder to start from; `demo` for the shipped one; null: random weights"
+        None,
+        "Model folder to start from, or NV-Generate's MR UNet (.pt); `demo` for the shipped one; null: random weights",
+    )
+    normalise: Literal["channel", "warm_start"] = setting(
+        "channel", "Latents are normalised per channel by the train split's statistics, or as the warm start's were"
     )
     validate_every: int = setting(1000, "Updates between validations", ge=1)
     patience: int | None = setting(
@@ -279,6 +286,17 @@ class Train(Section):
     keep_checkpoints: int = setting(2, "Checkpoints kept, the newest", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
+
+    @property
+    def from_nv_generate(self) -> bool:
+        """Whether the warm start is a published file instead of one of our model folders."""
+        return self.warm_start is not None and self.warm_start.endswith(".pt")
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if self.normalise == "warm_start" and self.warm_start is None:
+            raise ValueError("normalise: warm_start needs a warm_start; use normalise: channel")
+        return self
 
 
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------
@@ -327,6 +345,18 @@ class Config(Section):
             raise ValueError("runs must name at least one run, e.g. runs: {meanflow: {}}")
         if taken := sorted(RESERVED_RUNS & set(self.runs)):
             raise ValueError(f"{', '.join(taken)}: the evaluation uses this name for what is no model; rename the run")
+        if self.network.time_embedding == "maisi" and self.flow.jvp == "finite_difference":
+            raise ValueError(
+                "flow.jvp: finite_difference is wrong with network.time_embedding: maisi, whose fastest wave turns by 5"
+                " radians in a step; use flow.jvp: exact"
+            )
+        found = (self.flow.prediction, self.network.time_embedding, self.train.normalise)
+        if self.train.from_nv_generate and found != ("u", "maisi", "warm_start"):
+            raise ValueError(
+                f"train.warm_start {self.train.warm_start}: NV-Generate's network gives a velocity, embeds 1000·t and"
+                " scales its latents; set flow.prediction: u, network.time_embedding: maisi and train.normalise:"
+                f" warm_start (here {', '.join(found)})"
+            )
         return self
 
     def for_run(self, run: str) -> Config:
@@ -416,6 +446,8 @@ def _explain(error: Any) -> str:
     """Turn one pydantic error into `key = value: what is wrong, and the nearest valid key`."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
+    if not location:  # of settings that do not go together
+        return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
         return f"{key}: unknown key{_nearest(location[-1], fields)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +11,13 @@ from typing import Any
 
 import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiGroupNorm3D
-from monai.data.meta_obj import MetaObj
-from monai.data.meta_tensor import MetaTensor
 from monai.inferers import SlidingWindowInferer
-from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from neuromf.codec.weights import CodecError, weights_path
 from neuromf.config import Codec
+from neuromf.published import PublishedError, count, misfit, plain_state, read_published
 from neuromf.tables import file_sha256
 
 ARCHITECTURE = ("channels", "residual_blocks", "norm_groups", "latent_channels")
@@ -30,8 +27,6 @@ DOWNSAMPLING = 4  # voxels of a volume's side per latent voxel: two halvings
 
 # Where a wrapped checkpoint keeps its state dict, in the order they are looked for.
 _WRAPPERS = ("unet_state_dict", "autoencoder_state_dict", "state_dict", "model_state_dict", "model", "autoencoder")
-# All that a published .pt may hold besides tensors and plain containers: its scale factor may be a MetaTensor.
-_ALLOWED_CLASSES: list[Any] = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys]
 
 
 def build(settings: Codec) -> AutoencoderKlMaisi:
@@ -166,21 +161,15 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         CodecError: an unreadable file, a .pt that holds other classes than the allow-list, or no state dict inside.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(_ALLOWED_CLASSES):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise CodecError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0]}; fetch the file again"
-        ) from None
-    if not isinstance(content, Mapping):
-        raise CodecError(f"{path} holds a {type(content).__name__}, expected a state dict")
+        content: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else read_published(path)
+    except (SafetensorError, OSError) as error:
+        raise CodecError(f"{path} cannot be read as weights: {error}; fetch the file again") from None
+    except PublishedError as error:
+        raise CodecError(str(error)) from None
     state = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CodecError(f"{path}: no state dict found; top-level keys: {', '.join(map(str, list(content)[:8]))}")
-    # as_subclass: a state dict of MetaTensors would carry their metadata into every operation
-    return {key.removeprefix("module."): value.as_subclass(torch.Tensor) for key, value in state.items()}
+    return plain_state(state)
 
 
 def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -190,17 +179,7 @@ def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], pa
         CodecError: names the first keys that are missing, unexpected or of another shape, and the counts.
     """
     expected = network.state_dict()
-    problems = {
-        "missing": [key for key in expected if key not in state],
-        "unexpected": [key for key in state if key not in expected],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-            for key, value in expected.items()
-            if key in state and state[key].shape != value.shape
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{len(keys)} {what}, e.g. {', '.join(keys[:3])}" for what, keys in problems.items() if keys)
+    if found := misfit(state, expected):
         raise CodecError(
             f"{path} does not fit the codec's architecture ({count(state)}, expected {count(expected)}): {found}."
             " Correct codec.channels, residual_blocks, norm_groups and latent_channels, or the file"
@@ -208,11 +187,6 @@ def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], pa
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise CodecError(f"{path} holds NaN or infinite weights; fetch the file again")
     network.load_state_dict(dict(state))
-
-
-def count(state: Mapping[str, torch.Tensor]) -> str:
-    """Return "N parameters in M tensors"."""
-    return f"{sum(value.numel() for value in state.values()):,} parameters in {len(state)} tensors"
 
 
 def architecture(settings: Codec) -> dict[str, Any]:

@@ -31,9 +31,10 @@ from neuromf import __version__
 from neuromf.codec.checkpoint import key_of, load_checkpoint, save_checkpoint
 from neuromf.codec.crops import Crops
 from neuromf.codec.losses import Adversary, KlController, kl_divergence
-from neuromf.codec.maisi import FrozenCodec, architecture, build, count
+from neuromf.codec.maisi import FrozenCodec, architecture, build
 from neuromf.codec.validate import METRICS, latent_std, reconstruction_figures
 from neuromf.config import Codec, CodecTraining
+from neuromf.published import count
 from neuromf.tables import atomic_path, file_sha256, write_json, write_text
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import torch
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
@@ -17,16 +18,71 @@ from neuromf.flow.tangent import Pair
 # Angular frequencies of the time embedding, from half a turn to eight turns over [0, 1]. MONAI's own embedding expects
 # t·1000, which inflates ∂u/∂t and with it the JVP and its errors.
 LOWEST_FREQUENCY, HIGHEST_FREQUENCY = math.pi, 16 * math.pi
+MAISI_TIMESTEPS, MAISI_LONGEST_PERIOD = 1000, 10_000  # of MONAI's `get_timestep_embedding`, as NV-Generate calls it
+
+
+def maisi_options(config: Network, channels: int) -> dict[str, Any]:
+    """Return the arguments of MONAI's UNet that ours and NV-Generate's have in common."""
+    return {
+        "spatial_dims": 3,
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_res_blocks": config.residual_blocks,
+        "num_channels": config.channels,
+        "attention_levels": config.attention,
+        "norm_num_groups": config.norm_groups,
+        "num_head_channels": [head or width for head, width in zip(config.head_channels, config.channels, strict=True)],
+        "resblock_updown": True,
+        "include_fc": True,
+    }
+
+
+class Waves(nn.Module):
+    """Cosines and sines of a time at fixed frequencies: (B,) → (B, 2F). No parameters.
+
+    Args:
+        frequencies: (F,), radians per unit of scaled time.
+        scale: what time is multiplied with, in the time's own precision.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, frequencies: Tensor, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    @classmethod
+    def of(cls, embedding: Literal["neuromf", "maisi"], width: int) -> Waves:
+        """Return our waves of t in [0, 1], or MONAI's of 1000·t, which NV-Generate's weights expect; F = width / 2."""
+        half = width // 2
+        if embedding == "maisi":
+            exponents = -math.log(MAISI_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32)  # (26)
+            return cls(torch.exp(exponents / half), MAISI_TIMESTEPS)
+        exponents = torch.linspace(0, 1, half)
+        return cls(LOWEST_FREQUENCY * (HIGHEST_FREQUENCY / LOWEST_FREQUENCY) ** exponents)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = self._angles(t)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+    def with_tangent(self, t: Tensor, dt: Tensor) -> Pair:
+        """Return the waves of t and their derivative along dt."""
+        angles, rates = self._angles(t), self._angles(dt)
+        return Pair(self(t), torch.cat([-angles.sin() * rates, angles.cos() * rates], dim=1))
+
+    def _angles(self, t: Tensor) -> Tensor:
+        return (self.scale * t)[:, None] * self.frequencies
 
 
 class MeanFlowUNet(DiffusionModelUNetMaisi):
     """MONAI's MAISI UNet as a function of (z, r, t); it embeds t and h = t − r.
 
     The parameters keep MONAI's names; ``interval_embed`` (of h) is the only addition. Class, region and spacing inputs
-    are left out. A fresh network outputs zero.
+    are left out (`neuromf.training.nv_generate` folds them into the weights). A fresh network outputs zero.
 
     Args:
-        config: channels, attention and residual blocks.
+        config: channels, attention, residual blocks and the embedding of t; h is always embedded at our frequencies.
         in_channels: C, channels of the latent.
 
     Example:
@@ -35,28 +91,12 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         torch.Size([2, 4, 8, 8, 8])
     """
 
-    frequencies: Tensor
-
     def __init__(self, config: Network, in_channels: int = 4) -> None:
-        super().__init__(
-            spatial_dims=3,
-            in_channels=in_channels,
-            out_channels=in_channels,
-            num_res_blocks=config.residual_blocks,
-            num_channels=config.channels,
-            attention_levels=config.attention,
-            norm_num_groups=config.norm_groups,
-            num_head_channels=[
-                head or width for head, width in zip(config.head_channels, config.channels, strict=True)
-            ],
-            resblock_updown=True,
-            include_fc=True,
-        )
+        super().__init__(**maisi_options(config, in_channels))
         width = config.channels[0]
         self.interval_embed = self._create_embedding_module(width, 4 * width)
-        exponents = torch.linspace(0, 1, width // 2)
-        frequencies = LOWEST_FREQUENCY * (HIGHEST_FREQUENCY / LOWEST_FREQUENCY) ** exponents
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time_waves = Waves.of(config.time_embedding, width)
+        self.interval_waves = Waves.of("neuromf", width)
         self._attention = [module for module in self.modules() if isinstance(module, SABlock)]
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
@@ -70,7 +110,8 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         fused = forward_ad.unpack_dual(z).tangent is None
         for attention in self._attention:
             attention.use_flash_attention = fused
-        emb = self.time_embed(self._waves(t).to(z.dtype)) + self.interval_embed(self._waves(t - r).to(z.dtype))
+        of_t, of_h = self.time_waves(t).to(z.dtype), self.interval_waves(t - r).to(z.dtype)
+        emb = self.time_embed(of_t) + self.interval_embed(of_h)
         h = self.conv_in(z)
         h, skips = self._apply_down_blocks(h, emb, None, None)
         h = self.middle_block(h, emb, None)
@@ -86,13 +127,8 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         """
         self._check(z)
         with tangent.plain(z):
-            h, dh = t - r, dt - dr
-            times = [Pair(self._waves(time), self._waves_tangent(time, rate)) for time, rate in ((t, dt), (h, dh))]
-        parts = [
-            self._embed(layers, waves)
-            for layers, waves in zip((self.time_embed, self.interval_embed), times, strict=True)
-        ]
-        emb = parts[0] + parts[1]
+            of_t, of_h = self.time_waves.with_tangent(t, dt), self.interval_waves.with_tangent(t - r, dt - dr)
+        emb = self._embed(self.time_embed, of_t) + self._embed(self.interval_embed, of_h)
         x = tangent.convolution(self.conv_in, Pair(z, dz))
         skips = [x]
         for block in self.down_blocks:
@@ -113,11 +149,3 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         factor = 2 ** (len(self.block_out_channels) - 1)
         if any(side % factor for side in z.shape[2:]):
             raise ValueError(f"latent of shape {tuple(z.shape)}: every side must be a multiple of {factor}")
-
-    def _waves(self, t: Tensor) -> Tensor:
-        angles = t[:, None] * self.frequencies
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-    def _waves_tangent(self, t: Tensor, dt: Tensor) -> Tensor:
-        angles, rates = t[:, None] * self.frequencies, dt[:, None] * self.frequencies
-        return torch.cat([-angles.sin() * rates, angles.cos() * rates], dim=1)

@@ -63,7 +63,7 @@ class TrainedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.frequencies.device
+        return next(self.network.parameters()).device
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from neuromf import __version__
-from neuromf.config import Config
+from neuromf.config import Config, validate
 from neuromf.tables import content_hash, file_sha256, write_text
 from neuromf.training.callbacks import (
     FIGURES,
@@ -34,6 +34,7 @@ from neuromf.training.callbacks import (
 )
 from neuromf.training.checkpoint import (
     WEIGHTS,
+    CheckpointError,
     Progress,
     channel_scale,
     export_model,
@@ -45,6 +46,7 @@ from neuromf.training.checkpoint import (
 )
 from neuromf.training.guard import DivergenceGuard
 from neuromf.training.module import BatchStream, FlowModule
+from neuromf.training.nv_generate import load_into, read_unet
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
 # What model.json keeps of the configuration: the parts that generation reads or that a reader of the model asks for
@@ -102,7 +104,8 @@ def train_run(
         config: the run's own configuration (`Config.for_run`).
         train: raw latents of the train split, (C, D, H, W) each.
         val: raw latents of the validation split; may be empty.
-        statistics: dataclass or mapping with ``mean`` and ``std`` per channel, of the train split.
+        statistics: dataclass or mapping with ``mean`` and ``std`` per channel, of the train split; the two are
+            replaced by the warm start's where ``train.normalise`` says so.
         folder: of the model.
         seed: of weights, noise, times, flips and data order.
         release: name and sha256 of the release.
@@ -115,14 +118,16 @@ def train_run(
         The figures that ``model.json`` holds under ``training``.
 
     Raises:
-        CheckpointError: the warm start is missing, damaged or of another architecture.
+        CheckpointError: the warm start is missing, damaged or of another architecture or kind of output.
         ValueError: the train split is empty or its latents have another shape than the configuration says.
     """
     if dataclasses.is_dataclass(statistics) and not isinstance(statistics, type):
         statistics = dataclasses.asdict(statistics)
     _check_latents(config, train)
     module = FlowModule(config, seed)
-    warm_start = _warm_start(config, module, codec)
+    warm_start, scale = _warm_start(config, module, codec)
+    if config.train.normalise == "warm_start":
+        statistics = {**statistics, **scale}
     resolved = config.model_dump(mode="json", include=set(DESCRIBED))
     deciding = {part: resolved[part] for part in ("flow", "network")}
     deciding["train"] = {k: v for k, v in resolved["train"].items() if not k.endswith("_every")}
@@ -235,17 +240,46 @@ def _fit(
     return Outcome(weights, exported, averages.weights, module.update, checkpoints.seconds, stopped)
 
 
-def _warm_start(config: Config, module: FlowModule, codec: Mapping[str, str]) -> dict[str, str] | None:
-    """Load the weights that ``train.warm_start`` names; returns their name and sha256."""
+def _warm_start(
+    config: Config, module: FlowModule, codec: Mapping[str, str]
+) -> tuple[dict[str, str] | None, dict[str, list[float]]]:
+    """Load the weights that ``train.warm_start`` names.
+
+    Returns:
+        Their name, variant and sha256, and the mean and std per channel that their latents were normalised with.
+    """
     name = config.train.warm_start
     if name is None:
-        return None
+        return None, {}
+    if config.train.from_nv_generate:
+        return _from_nv_generate(config, module, Path(name))
     folder = model_folder(name, config.flow.variant)
     weights, about = read_weights(folder)
     load_weights(module.network, weights, folder / WEIGHTS)
+    _check_meaning(config, validate(about["config"]), name)
     if (other := about.get("codec", {}).get("sha256")) != codec["sha256"]:
         log.warning("train.warm_start %s was trained on latents of another codec (%s, here %s)", name, other, codec)
-    return {"name": name, "variant": about["config"]["flow"]["variant"], "sha256": file_sha256(folder / WEIGHTS)}
+    start = {"name": name, "variant": about["config"]["flow"]["variant"], "sha256": file_sha256(folder / WEIGHTS)}
+    return start, {key: about["statistics"][key] for key in ("mean", "std")}
+
+
+def _from_nv_generate(config: Config, module: FlowModule, path: Path) -> tuple[dict[str, str], dict[str, list[float]]]:
+    channels = config.codec.latent_channels
+    unet = read_unet(path, config.network, channels)
+    load_into(module.network, unet, config.preprocess.conform.spacing_mm)
+    start = {"name": str(path), "variant": "nv_generate", "sha256": file_sha256(path)}
+    return start, {"mean": [0.0] * channels, "std": [1 / unet.scale_factor] * channels}
+
+
+def _check_meaning(config: Config, theirs: Config, name: str) -> None:
+    """Refuse weights of the same shapes that mean something else."""
+    kinds = {
+        "flow.prediction": (theirs.flow.prediction, config.flow.prediction),
+        "network.time_embedding": (theirs.network.time_embedding, config.network.time_embedding),
+    }
+    for setting, (there, here) in kinds.items():
+        if there != here:
+            raise CheckpointError(f"train.warm_start {name} was trained with {setting}: {there}, here it is {here}")
 
 
 def _check_latents(config: Config, train: Latents) -> None:

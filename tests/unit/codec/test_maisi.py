@@ -197,9 +197,10 @@ def test_pickles_with_other_classes_are_refused(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_text_and_truncated_files_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
-    path.write_text("<html>Not found</html>")
-    with pytest.raises(CodecError, match="cannot be read as weights"):
-        read_state(path)
+    for content in ("<html>Not found</html>", ""):
+        path.write_text(content)
+        with pytest.raises(CodecError, match="cannot be read as weights"):
+            read_state(path)
 
 
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:

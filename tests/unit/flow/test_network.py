@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
 from neuromf.config import Network
 from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, TimeSampler
+from neuromf.flow.network import Waves
 
 SMALL = Network(channels=(8, 16), attention=(False, True), head_channels=(0, 8), residual_blocks=1, norm_groups=4)
 
@@ -47,6 +49,21 @@ def test_output_depends_on_both_times(unet: MeanFlowUNet, which: str) -> None:
     moved = {"r": torch.tensor([0.2]), "t": torch.tensor([0.7])} | {which: torch.tensor([0.5])}
     difference = unet(z, torch.tensor([0.2]), torch.tensor([0.7])) - unet(z, moved["r"], moved["t"])
     assert difference.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_maisi_waves_are_monais_to_the_last_bit(width: int) -> None:
+    t = torch.linspace(0, 1, 101)
+    assert torch.equal(Waves.of("maisi", width)(t), get_timestep_embedding(1000 * t, width))
+
+
+def test_the_interval_is_embedded_at_our_frequencies_whatever_the_time_is() -> None:
+    ours, maisi = (MeanFlowUNet(SMALL.model_copy(update={"time_embedding": kind})) for kind in ("neuromf", "maisi"))
+    t = torch.rand(3)
+    assert torch.equal(ours.interval_waves(t), maisi.interval_waves(t))
+    assert torch.equal(ours.time_waves(t), ours.interval_waves(t))
+    assert not torch.allclose(ours.time_waves(t), maisi.time_waves(t), atol=0.1)
+    assert ours.state_dict().keys() == maisi.state_dict().keys()
 
 
 @pytest.mark.parametrize("prediction", ["x", "u"])

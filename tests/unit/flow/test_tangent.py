@@ -59,9 +59,11 @@ def test_each_layer_equals_func_jvp(layer: str) -> None:
 
 @pytest.mark.parametrize("attention", [(False, False, True), (True, False, True), (False, False, False)])
 @pytest.mark.parametrize("prediction", ["x", "u"])
-def test_the_whole_network_equals_func_jvp(attention: tuple[bool, ...], prediction: str) -> None:
+@pytest.mark.parametrize("time", ["neuromf", "maisi"])
+def test_the_whole_network_equals_func_jvp(attention: tuple[bool, ...], prediction: str, time: str) -> None:
     heads = tuple(4 if one else 0 for one in attention)
-    settings = Network(channels=(8, 8, 16), attention=attention, head_channels=heads, residual_blocks=2, norm_groups=4)
+    sizes = {"channels": (8, 8, 16), "attention": attention, "head_channels": heads, "norm_groups": 4}
+    settings = Network(**sizes, residual_blocks=2, time_embedding=time)  # type: ignore[arg-type]
     network = randomised(MeanFlowUNet(settings))
     u = AverageVelocity(network, prediction)  # type: ignore[arg-type]
     (z, dz), (r, _) = pairs((2, 4, 8, 8, 8), (2,))
