@@ -99,7 +99,7 @@ def train_run(
         val: raw latents of the validation split; may be empty.
         statistics: dataclass or mapping with ``mean`` and ``std`` per channel, of the train split.
         folder: of the model.
-        seed: of weights, noise, times, flips and data order.
+        seed: of weights, noise, times, augmentation, loss mask and data order.
         release: name and sha256 of the release.
         codec: name and sha256 of the codec that made the latents.
         device: where to train.
