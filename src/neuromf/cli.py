@@ -75,9 +75,7 @@ def release_create(
 
 @app.command()
 def generate(
-    model: Annotated[
-        str, typer.Option(help="Folder of a trained model, one of its averages/*, or `demo`.")
-    ],
+    model: Annotated[str, typer.Option(help="Folder of a trained model, one of its averages/*, or `demo`.")],
     n: Annotated[int, typer.Option(min=1, help="Volumes to generate.")],
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     seed: Annotated[int, typer.Option(min=0, help="Volume i depends on (model, seed, i) only.")] = 0,

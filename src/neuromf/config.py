@@ -252,6 +252,44 @@ class Guard(Section):
     )
 
 
+class Augmentation(Section):
+    """Random changes of the normalised latents that training sees; each has its own probability, 0 is off."""
+
+    flip_left_right: float = setting(0.0, "Probability of a left-right flip", ge=0, le=1)
+    flip_anterior_posterior: float = setting(0.0, "Probability of an anterior-posterior flip", ge=0, le=1)
+    flip_inferior_superior: float = setting(0.0, "Probability of an inferior-superior flip", ge=0, le=1)
+    rotate_axial: float = setting(
+        0.0, "Probability of a rotation by 90°, 180° or 270° in the axial plane, whose sides must be equal", ge=0, le=1
+    )
+    scale: float = setting(0.0, "Probability of scaling each channel by a factor of its own", ge=0, le=1)
+    scale_range: tuple[float, float] = setting((0.9, 1.1), "Range of a channel's factor")
+    noise: float = setting(0.0, "Probability of added Gaussian noise", ge=0, le=1)
+    noise_share: float = setting(0.05, "Standard deviation of the noise, as a share of each channel's σ", gt=0, le=1)
+    mixup: float = setting(
+        0.0, "Probability of λ·latent + (1 − λ)·another latent of the batch", ge=0, le=1, source="Zhang et al. 2018"
+    )
+    mixup_alpha: float = setting(
+        0.2, "λ follows Beta(mixup_alpha, mixup_alpha)", gt=0, le=10, source="Zhang et al. 2018"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Augmentation:
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range {self.scale_range} must satisfy 0 < low <= high")
+        return self
+
+
+class LossMask(Section):
+    """The training loss on a random part of each latent's volume, the same for all channels."""
+
+    kind: Literal["none", "block", "voxel"] = setting("none", "The whole volume, random blocks or random voxels of it")
+    kept: float = setting(0.5, "Share of blocks or voxels that the loss sees; it is averaged over them", ge=0.25, le=1)
+    block: int = setting(
+        4, "Side of a block, at most half the latent's shortest side", unit="latent voxels", ge=2, le=16
+    )
+
+
 class Train(Section):
     """Training of the flow."""
 
@@ -268,7 +306,8 @@ class Train(Section):
         " one is exported",
         source="EDM2",
     )
-    flip_probability: float = setting(0.5, "Left-right flip of a latent", ge=0, le=1)
+    augmentation: Augmentation = section(Augmentation, "Random changes of the latents")
+    loss_mask: LossMask = section(LossMask, "The loss on a random part of the volume")
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
     warm_start: str | None = setting(
         None,
@@ -356,6 +395,17 @@ class Config(Section):
                 f"train.warm_start {self.train.warm_start}: NV-Generate's network gives a velocity, embeds 1000·t and"
                 " scales its latents; set flow.prediction: u, network.time_embedding: maisi and train.normalise:"
                 f" warm_start (here {', '.join(found)})"
+            )
+        latent, train = [side // 4 for side in self.preprocess.conform.shape], self.train
+        if train.augmentation.rotate_axial and latent[0] != latent[1]:
+            raise ValueError(
+                f"train.augmentation.rotate_axial: latents of {latent} voxels change shape when they are rotated;"
+                " set it to 0 or make the first two sides of preprocess.conform.shape equal"
+            )
+        if train.loss_mask.kind == "block" and train.loss_mask.block > min(latent) // 2:
+            raise ValueError(
+                f"train.loss_mask.block = {train.loss_mask.block} is too large for latents of {latent} voxels;"
+                f" at most {min(latent) // 2}"
             )
         return self
 
@@ -451,6 +501,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
         return f"{key}: unknown key{_nearest(location[-1], fields)}"
+    if not location:  # several settings contradict each other; the message names them
+        return str(error["msg"]).removeprefix("Value error, ")
     return f"{key} = {error['input']!r}: {error['msg']}"
 
 

@@ -133,6 +133,11 @@ def model_files(model: Path) -> tuple[Path, Path]:
     return model / WEIGHTS, model / ABOUT
 
 
+def described(about: Mapping[str, Any]) -> Config:
+    """Return the configuration in a ``model.json`` but for ``train``: its settings may be those of an older NeuroMF."""
+    return validate({part: settings for part, settings in about["config"].items() if part != "train"})
+
+
 def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Path) -> None:
     """Load weights into a network.
 
@@ -153,8 +158,6 @@ def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Pa
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     """Return the model in a folder or of one of its averages (<folder>/averages/0.1.safetensors), or the shipped one.
 
-    The settings of its training are not read: they may be those of an older NeuroMF.
-
     Raises:
         CheckpointError: a file is missing, damaged or does not fit the network that its ``model.json`` describes.
         ConfigError: the configuration in ``model.json`` is not valid.
@@ -163,7 +166,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     weights, about = read_weights(path)
     if absent := [key for key in ("config", "statistics", "codec", "release") if key not in about]:
         raise CheckpointError(f"{path / ABOUT}: no {', '.join(absent)}; it was not written by NeuroMF")
-    config = validate({part: settings for part, settings in about["config"].items() if part != "train"})
+    config = described(about)
     network = MeanFlowUNet(config.network, config.codec.latent_channels)
     load_weights(network, weights, model_files(path)[0])
     network.to(device).eval().requires_grad_(False)

@@ -14,9 +14,10 @@ from torch.utils.data import Sampler
 
 from neuromf.config import Config, Flow, Times
 from neuromf.flow import MeanFlowObjective, MeanFlowUNet, ObjectiveOutput, TimeSampler
+from neuromf.training.augment import augment
+from neuromf.training.spatial_mask import draw_mask
 
 BETAS = (0.9, 0.95)  # of AdamW, Geng et al. 2025
-LEFT_RIGHT = 2  # axis of a batch (B, C, D, H, W) in RAS
 
 
 def build_objective(flow: Flow) -> MeanFlowObjective:
@@ -30,10 +31,15 @@ def build_time_sampler(times: Times) -> TimeSampler:
     return TimeSampler(**times.model_dump())
 
 
+def seed_for(*what: object) -> int:
+    """Return a seed of 63 bits that depends on ``what`` only, e.g. (seed, "augment", update)."""
+    digest = hashlib.sha256(repr(what).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def generator_for(device: torch.device, *what: object) -> torch.Generator:
     """Return a generator whose seed depends on ``what`` only, e.g. (seed, "train", update)."""
-    digest = hashlib.sha256(repr(what).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(seed_for(*what))
 
 
 class FlowModule(lightning.LightningModule):
@@ -41,7 +47,7 @@ class FlowModule(lightning.LightningModule):
 
     Args:
         config: the run's configuration.
-        seed: of weights, noise, times, flips and data order.
+        seed: of weights, noise, times, augmentation, loss mask and data order.
 
     Attributes:
         update: updates done.
@@ -65,12 +71,13 @@ class FlowModule(lightning.LightningModule):
 
     def training_step(self, z0: Tensor, batch_index: int) -> Tensor:
         """Return the loss of normalised latents (B, C, D, H, W)."""
+        z0 = augment(z0, self.config.train.augmentation, seed_for(self.seed, "augment", self.update))
         random = generator_for(self.device, self.seed, "train", self.update)
-        flip = torch.rand(len(z0), generator=random, device=self.device) < self.config.train.flip_probability
-        z0 = torch.where(flip.reshape(-1, 1, 1, 1, 1), z0.flip(LEFT_RIGHT), z0)
         noise = torch.randn(z0.shape, generator=random, device=self.device)
         r, t = self.times.sample(len(z0), random, self.device)
-        self.output = self.objective(self.network, z0, noise, r, t)
+        random = generator_for(self.device, self.seed, "loss mask", self.update)
+        mask = draw_mask(self.config.train.loss_mask, len(z0), z0.shape[2:], random)
+        self.output = self.objective(self.network, z0, noise, r, t, mask)
         return self.output.loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

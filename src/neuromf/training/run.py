@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from neuromf import __version__
-from neuromf.config import Config, validate
+from neuromf.config import Config
 from neuromf.tables import content_hash, file_sha256, write_text
 from neuromf.training.callbacks import (
     FIGURES,
@@ -37,6 +37,7 @@ from neuromf.training.checkpoint import (
     CheckpointError,
     Progress,
     channel_scale,
+    described,
     export_model,
     load_progress,
     load_weights,
@@ -107,7 +108,7 @@ def train_run(
         statistics: dataclass or mapping with ``mean`` and ``std`` per channel, of the train split; the two are
             replaced by the warm start's where ``train.normalise`` says so.
         folder: of the model.
-        seed: of weights, noise, times, flips and data order.
+        seed: of weights, noise, times, augmentation, loss mask and data order.
         release: name and sha256 of the release.
         codec: name and sha256 of the codec that made the latents.
         device: where to train.
@@ -256,7 +257,7 @@ def _warm_start(
     folder = model_folder(name, config.flow.variant)
     weights, about = read_weights(folder)
     load_weights(module.network, weights, folder / WEIGHTS)
-    _check_meaning(config, validate(about["config"]), name)
+    _check_meaning(config, described(about), name)
     if (other := about.get("codec", {}).get("sha256")) != codec["sha256"]:
         log.warning("train.warm_start %s was trained on latents of another codec (%s, here %s)", name, other, codec)
     start = {"name": name, "variant": about["config"]["flow"]["variant"], "sha256": file_sha256(folder / WEIGHTS)}

@@ -73,19 +73,43 @@ def test_a_step_is_a_function_of_seed_and_update() -> None:
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_flips_go_along_the_left_right_axis(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.Tensor] = []
-    module = FlowModule(config(flip_probability=1.0), seed=0)
-    build = module.objective.__class__.__call__
+def objective_inputs(monkeypatch: pytest.MonkeyPatch, module: FlowModule, z0: torch.Tensor) -> tuple[Any, ...]:
+    """What a training step hands to the objective after the network: z0, noise, r, t, mask."""
+    seen: list[tuple[Any, ...]] = []
+    call = type(module.objective).__call__
 
-    def spy(self: Any, network: Any, z0: torch.Tensor, *rest: Any) -> Any:
-        seen.append(z0)
-        return build(self, network, z0, *rest)
+    def spy(self: Any, network: Any, *inputs: Any) -> Any:
+        seen.append(inputs)
+        return call(self, network, *inputs)
 
-    monkeypatch.setattr(type(module.objective), "__call__", spy)
-    z0 = torch.randn(2, 4, 8, 8, 8)
-    module.training_step(z0, 0)
-    assert torch.equal(seen[0], z0.flip(2))
+    with monkeypatch.context() as context:
+        context.setattr(type(module.objective), "__call__", spy)
+        module.training_step(z0, 0)
+    return seen[0]
+
+
+def test_latents_are_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, z0 = FlowModule(config(augmentation={"flip_left_right": 1.0}), seed=0), torch.randn(2, 4, 8, 8, 8)
+    assert torch.equal(objective_inputs(monkeypatch, module, z0)[0], z0.flip(2))
+
+
+def test_mask_and_augmentation_leave_noise_and_times_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    z0 = torch.randn(4, 4, 8, 8, 8)
+    plain = FlowModule(config(augmentation={"flip_left_right": 0.0}), seed=0)
+    changed = FlowModule(config(augmentation={"noise": 1.0, "mixup": 1.0}, loss_mask={"kind": "voxel"}), seed=0)
+    z, *random, mask = objective_inputs(monkeypatch, plain, z0)
+    z_changed, *random_changed, mask_changed = objective_inputs(monkeypatch, changed, z0)
+    assert torch.equal(z, z0) and not torch.equal(z_changed, z0)
+    assert all(torch.equal(one, other) for one, other in zip(random, random_changed, strict=True))
+    assert mask is None and mask_changed.shape == (4, 1, 8, 8, 8) and mask_changed.mean() == 0.5
+
+
+def test_the_mask_changes_with_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, z0 = FlowModule(config(loss_mask={"kind": "block", "block": 2}), seed=0), torch.randn(2, 4, 8, 8, 8)
+    masks = []
+    for module.update in (0, 1, 0):
+        masks.append(objective_inputs(monkeypatch, module, z0)[-1])
+    assert torch.equal(masks[0], masks[2]) and not torch.equal(masks[0], masks[1])
 
 
 def test_batches_are_shuffled_passes_and_resume_anywhere() -> None:

@@ -157,6 +157,18 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(
     assert rows(tmp_path / "model" / "val.csv") == rows(undisturbed / "model" / "val.csv")
 
 
+def test_an_interrupted_run_repeats_augmentation_and_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    augmentation = {"rotate_axial": 0.5, "scale": 0.5, "noise": 0.5, "mixup": 0.5}
+    settings = config(train={"augmentation": augmentation, "loss_mask": {"kind": "block", "block": 2}})
+    train(tmp_path / "undisturbed", settings)
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "interrupted", settings)
+    train(tmp_path / "interrupted", settings)
+    assert same(weights(tmp_path / "undisturbed"), weights(tmp_path / "interrupted"))
+
+
 def test_sigkill_at_any_moment_is_resumed(undisturbed: Path, tmp_path: Path) -> None:
     script = (
         "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[1]); torch.set_num_threads(1);"

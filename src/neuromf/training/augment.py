@@ -1,0 +1,67 @@
+"""Random changes of a batch of normalised latents: MONAI's transforms row by row, and mixup between rows.
+
+Which of the spatial ones a codec allows (the changed latent has to be about the latent of the changed head) is
+measured by ``neuromf.codec.equivariance``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.transforms import RandFlip, RandGaussianNoise, RandomizableTransform, RandRotate90, RandScaleIntensity
+from torch import Tensor
+
+from neuromf.config import Augmentation
+
+
+def augment(z0: Tensor, settings: Augmentation, seed: int) -> Tensor:
+    """Return changed latents; a function of its arguments only, with the same draws on every device.
+
+    Each operation has a random state of its own, so switching one on leaves the draws of the others as they are.
+
+    Args:
+        z0: normalised latents (B, C, D, H, W) in RAS: mean 0 and σ 1 per channel. Not changed in place.
+        settings: probabilities; a row meets each operation on its own.
+        seed: of this batch.
+    """
+    transforms = row_transforms(settings)
+    *states, mixup_state = np.random.SeedSequence(seed).generate_state(len(transforms) + 1).tolist()
+    for transform, state in zip(transforms, states, strict=True):
+        if transform.prob > 0:
+            transform.set_random_state(state)
+            z0 = torch.stack([transform(row).as_subclass(Tensor) for row in z0])  # MONAI's carry metadata
+    if settings.mixup > 0 and len(z0) > 1:
+        z0 = mix(z0, settings.mixup, settings.mixup_alpha, np.random.RandomState(mixup_state))
+    return z0
+
+
+def row_transforms(settings: Augmentation) -> tuple[RandomizableTransform, ...]:
+    """Return what is done to each row (C, D, H, W), in this order; noise comes last, so nothing scales it."""
+    low, high = settings.scale_range
+    return (
+        RandFlip(settings.flip_left_right, spatial_axis=0),
+        RandFlip(settings.flip_anterior_posterior, spatial_axis=1),
+        RandFlip(settings.flip_inferior_superior, spatial_axis=2),
+        RandRotate90(settings.rotate_axial, spatial_axes=(0, 1)),
+        RandScaleIntensity((low - 1, high - 1), settings.scale, channel_wise=True),
+        RandGaussianNoise(settings.noise, std=settings.noise_share, sample_std=False),
+    )
+
+
+def mix(z0: Tensor, probability: float, alpha: float, random: np.random.RandomState) -> Tensor:
+    """Return λ z + (1 − λ) z' with z' another row, λ ~ Beta(alpha, alpha); Zhang et al. 2018 (mixup).
+
+    MONAI's MixUp has no probability, may pair a row with itself and keeps λ on the CPU.
+
+    Args:
+        z0: (B, C, D, H, W), at least two rows.
+        probability: of each row; the others are returned as they are.
+        alpha: small values leave most mixtures close to one of the two.
+        random: drawn from in the same way whatever ``probability`` is.
+    """
+    rows = len(z0)
+    chosen = random.rand(rows) < probability
+    share = np.where(chosen, random.beta(alpha, alpha, rows), 1.0)
+    other = (np.arange(rows) + random.randint(1, rows, rows)) % rows
+    weight = torch.as_tensor(share, dtype=z0.dtype, device=z0.device).reshape(-1, 1, 1, 1, 1)
+    return weight * z0 + (1 - weight) * z0[torch.as_tensor(other, device=z0.device)]
