@@ -24,7 +24,9 @@ rule train:
     conda:
         "../envs/neuromf.yaml"
     threads: 32
+    retries: 3
     resources:
+        attempt=lambda wildcards, attempt: attempt,
         stamp=lambda wildcards: stamp("train", wildcards),
         mem_mb=8000,
         runtime="2d",

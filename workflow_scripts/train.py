@@ -23,4 +23,5 @@ with logged(snakemake):
         device=choose_device(resources.device),
         checkpoint_folder=Path(resources.checkpoints),
         code=params.code,
+        retry=resources.attempt > 1,
     )

@@ -322,6 +322,9 @@ class Train(Section):
     )
     guard: Guard = section(Guard, "Divergence guard")
     checkpoint_every: int = setting(500, "Updates between checkpoints", ge=1)
+    max_hours: float | None = setting(
+        None, "Save and end after this time with exit code 75, for queues with a time limit", unit="h", gt=0
+    )
     keep_checkpoints: int = setting(2, "Checkpoints kept, the newest", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")

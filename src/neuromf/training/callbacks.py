@@ -22,6 +22,7 @@ from tqdm import tqdm
 from neuromf.tables import write_text
 from neuromf.training.checkpoint import Progress, save_progress
 from neuromf.training.guard import DivergenceGuard
+from neuromf.training.interruption import Interrupted, Watch
 from neuromf.training.module import FlowModule, generator_for
 
 FIGURES = ("loss", "raw_fm", "raw_mf", "jvp_norm", "cosine")  # of ObjectiveOutput
@@ -236,6 +237,7 @@ class Checkpoints(Callback):
         averages: the averaged weights.
         guard: its minimum is saved and restored.
         validation: its best is saved.
+        watch: says when the training has to end.
         progress: what to resume from.
     """
 
@@ -246,10 +248,11 @@ class Checkpoints(Callback):
         averages: WeightAverages,
         guard: DivergenceGuard,
         validation: Validation,
+        watch: Watch,
         progress: Progress | None,
     ) -> None:
         self.folder, self.key, self.averages, self.guard = folder, key, averages, guard
-        self.validation = validation
+        self.validation, self.watch = validation, watch
         self.progress = progress
         self.started = time.perf_counter() - (progress.seconds if progress else 0)
 
@@ -282,9 +285,12 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         train = pl_module.config.train
-        if pl_module.update % train.checkpoint_every and pl_module.update != train.updates:
-            return
-        self.save(trainer, pl_module)
+        reason = self.watch.reason if pl_module.update != train.updates else None
+        if reason or pl_module.update % train.checkpoint_every == 0 or pl_module.update == train.updates:
+            self.save(trainer, pl_module)
+        if reason:
+            log.warning("%s: saved at update %d of %d; run again to go on", reason, pl_module.update, train.updates)
+            raise Interrupted(reason)
 
     def save(self, trainer: lightning.Trainer, module: Any) -> None:
         """Write a checkpoint of now."""

@@ -46,12 +46,15 @@ from neuromf.training.checkpoint import (
     save,
 )
 from neuromf.training.guard import DivergenceGuard
+from neuromf.training.interruption import Watch, begin_attempt, watching
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
 # What model.json keeps of the configuration: the parts that generation reads or that a reader of the model asks for
 DESCRIBED = ("preprocess", "codec", "flow", "network", "train")
+# Settings of `train` that change no weight: how often and how long
+NO_RESULT = ("log_every", "checkpoint_every", "keep_checkpoints", "max_hours", "seeds")
 LOGS = {"metrics.csv": METRICS, "val.csv": VALIDATION}
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ def train_run(
     device: torch.device,
     checkpoint_folder: Path,
     code: str = "",
+    retry: bool = False,
 ) -> dict[str, Any]:
     """Train one model; writes model.safetensors, model.json, metrics.csv, val.csv and tensorboard/ into ``folder``.
 
@@ -114,11 +118,14 @@ def train_run(
         device: where to train.
         checkpoint_folder: keeps the last checkpoint and the logs of an unfinished run; must survive a failed job.
         code: hash of the code behind the run; a checkpoint of other code, settings or data is not resumed.
+        retry: whether the workflow runs this again by itself; one that comes no further than the last is refused.
 
     Returns:
         The figures that ``model.json`` holds under ``training``.
 
     Raises:
+        Interrupted: SIGTERM, SIGUSR1 or ``train.max_hours``; the state is saved.
+        NoProgressError: a retry that begins where the attempt before it began.
         CheckpointError: the warm start is missing, damaged or of another architecture or kind of output.
         ValueError: the train split is empty or its latents have another shape than the configuration says.
     """
@@ -131,11 +138,13 @@ def train_run(
         statistics = {**statistics, **scale}
     resolved = config.model_dump(mode="json", include=set(DESCRIBED))
     deciding = {part: resolved[part] for part in ("flow", "network")}
-    deciding["train"] = {k: v for k, v in resolved["train"].items() if not k.endswith("_every")}
+    deciding["train"] = {k: v for k, v in resolved["train"].items() if k not in NO_RESULT}
     key = content_hash([deciding, seed, statistics, dict(release), dict(codec), code, warm_start])
     progress = load_progress(checkpoint_folder, key)
     splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
-    outcome = _fit(module, *splits, folder / "tensorboard", checkpoint_folder, key, progress, device)
+    begin_attempt(checkpoint_folder, progress.update if progress else 0, retry=retry)
+    with watching(config.train.max_hours) as watch:
+        outcome = _fit(module, *splits, folder / "tensorboard", checkpoint_folder, key, progress, device, watch)
 
     for name in LOGS:
         write_text(folder / name, (checkpoint_folder / name).read_text(encoding="utf-8"))
@@ -195,6 +204,7 @@ def _fit(
     key: str,
     progress: Progress | None,
     device: torch.device,
+    watch: Watch,
 ) -> Outcome:
     """Do the updates that are left and choose the weights to be exported."""
     done, settings = progress.update if progress else 0, module.config.train
@@ -206,7 +216,7 @@ def _fit(
     guard = DivergenceGuard(settings.guard)
     best_file = checkpoint_folder / "best.safetensors"
     validation = Validation(val, averages, tables["val.csv"], board, lambda weights: save(best_file, weights))
-    checkpoints = Checkpoints(checkpoint_folder, key, averages, guard, validation, progress)
+    checkpoints = Checkpoints(checkpoint_folder, key, averages, guard, validation, watch, progress)
     checkpoints.restore(module)
     if not len(val):
         log.warning("no validation latents: val.csv stays empty and the first average is exported")

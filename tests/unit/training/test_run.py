@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from neuromf.config import Config, validate
 from neuromf.training import callbacks
 from neuromf.training.checkpoint import CheckpointError, load_model
+from neuromf.training.interruption import Interrupted, NoProgressError
 from neuromf.training.run import train_run
 
 SETTINGS: dict[str, Any] = {
@@ -101,16 +103,25 @@ class Stop(Exception):
     pass
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
-    """Break a training off right after an update, before its checkpoint."""
+def at_update(monkeypatch: pytest.MonkeyPatch, update: int, act: Callable[[], None]) -> None:
+    """Do something right after an update, before its checkpoint."""
     before: Callable[..., None] = callbacks.Logbook.on_train_batch_end
 
-    def stop(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
+    def then(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
         before(self, trainer, module, *rest)
         if module.update == update:
-            raise Stop
+            act()
 
-    monkeypatch.setattr(callbacks.Logbook, "on_train_batch_end", stop)
+    monkeypatch.setattr(callbacks.Logbook, "on_train_batch_end", then)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    """Break a training off right after an update, before its checkpoint."""
+
+    def stop() -> None:
+        raise Stop
+
+    at_update(monkeypatch, update, stop)
 
 
 def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
@@ -190,6 +201,40 @@ def test_sigkill_at_any_moment_is_resumed(undisturbed: Path, tmp_path: Path) -> 
     train(tmp_path)
     ours, expected = weights(tmp_path), weights(undisturbed)
     assert all(torch.allclose(ours[name], expected[name], atol=1e-5) for name in expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_ends_with_the_code_of_try_again(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as context:
+        at_update(context, 4, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted) as ended:
+            train(tmp_path)
+    assert ended.value.code == 75 and signal.getsignal(number) is handler
+    assert list((tmp_path / "checkpoints").glob("update-00000004*"))
+    train(tmp_path, retry=True)
+    assert same(weights(undisturbed), weights(tmp_path))
+
+
+def test_the_time_budget_ends_each_attempt_until_the_run_is_done(undisturbed: Path, tmp_path: Path) -> None:
+    attempts = 0
+    while not (tmp_path / "model" / "model.json").exists():
+        attempts += 1
+        with contextlib.suppress(Interrupted):
+            train(tmp_path, config(train={"max_hours": 1e-9}), retry=attempts > 1)
+    assert attempts == 8, "one update each"
+    assert same(weights(undisturbed), weights(tmp_path))
+
+
+def test_a_retry_without_progress_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(monkeypatch, 2)  # before the first checkpoint
+    for retry in (False, False):  # by hand, as often as one likes
+        with pytest.raises(Stop):
+            train(tmp_path, retry=retry)
+    with pytest.raises(NoProgressError, match="began at update 0 too"):
+        train(tmp_path, retry=True)
 
 
 def test_a_finished_run_is_exported_again_without_training(
