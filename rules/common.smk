@@ -1,5 +1,6 @@
 # The typed configuration, the tables, and the functions that name the rules' inputs and parameters.
 
+import json
 import os
 from pathlib import Path
 
@@ -165,8 +166,14 @@ ENCODED_BY = tables.content_hash([PREPROCESSED_BY, CODEC_SETTINGS, CODE["encode"
 def training_config(wildcards):
     """The run's settings that decide its result."""
     settings = CONFIG.for_run(wildcards.run).model_dump(mode="json")
-    settings["train"] = {key: value for key, value in settings["train"].items() if key != "seeds"}
+    settings["train"] = {key: value for key, value in settings["train"].items() if key not in configuration.NO_RESULT}
     return {key: settings[key] for key in ("preprocess", "codec", "flow", "network", "train")}
+
+
+def training_limits(wildcards):
+    """The run's settings that change no weight, as JSON: what may change without training again is a resource."""
+    train = CONFIG.for_run(wildcards.run).train.model_dump(mode="json", include=set(configuration.NO_RESULT))
+    return json.dumps(train)
 
 
 def warm_start(wildcards):

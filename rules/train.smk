@@ -21,12 +21,13 @@ rule train:
         f"results/logs/train/{CONFIG.release}-{{run}}-{{seed}}.log",
     benchmark:
         f"results/benchmarks/train/{CONFIG.release}-{{run}}-{{seed}}.tsv"
+    retries: 3
     conda:
         "../envs/neuromf.yaml"
     threads: 32
-    retries: 3
     resources:
         attempt=lambda wildcards, attempt: attempt,
+        limits=training_limits,
         stamp=lambda wildcards: stamp("train", wildcards),
         mem_mb=8000,
         runtime="2d",

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 from job import latent_stores, logged
@@ -11,8 +12,9 @@ with logged(snakemake):
     params, resources = snakemake.params, snakemake.resources
     release = Path(params.release)
     stores = latent_stores(snakemake)
+    settings = params.config | {"train": params.config["train"] | json.loads(resources.limits)}
     train_run(
-        config.validate(params.config),
+        config.validate(settings),
         stores["train"],
         stores["val"],
         LatentStatistics.read(Path(snakemake.input.statistics)),

@@ -341,6 +341,10 @@ class Train(Section):
         return self
 
 
+# Settings of `train` that change no weight
+NO_RESULT = ("seeds", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours")
+
+
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from neuromf import __version__
-from neuromf.config import Config
+from neuromf.config import NO_RESULT, Config
 from neuromf.tables import content_hash, file_sha256, write_text
 from neuromf.training.callbacks import (
     FIGURES,
@@ -53,8 +53,6 @@ from neuromf.training.nv_generate import load_into, read_unet
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
 # What model.json keeps of the configuration: the parts that generation reads or that a reader of the model asks for
 DESCRIBED = ("preprocess", "codec", "flow", "network", "train")
-# Settings of `train` that change no weight: how often and how long
-NO_RESULT = ("log_every", "checkpoint_every", "keep_checkpoints", "max_hours", "seeds")
 LOGS = {"metrics.csv": METRICS, "val.csv": VALIDATION}
 log = logging.getLogger(__name__)
 
