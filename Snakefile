@@ -13,6 +13,7 @@
 #     samples/<run>/seed-<s>/nfe-<k>/             generated latents and NIfTI volumes
 #     evaluation/                                 codec.json, metrics.parquet, metrics.json, scans.parquet
 #     report/index.html                           the page to look at
+#   results/experiments/torus/                   the method on data that is understood: snakemake torus
 #   logs/, benchmarks/ under results/             one file per job
 #
 # Settings: config/config.yaml (reference: config/README.md). Who is in a release: config/releases/<release>.tsv.
@@ -36,6 +37,7 @@ include: "rules/train.smk"
 include: "rules/sample.smk"
 include: "rules/evaluate.smk"
 include: "rules/paper.smk"
+include: "rules/experiments.smk"
 
 
 onstart:

@@ -5,7 +5,7 @@ Data at t = 0, noise at t = 1, 0 ≤ r ≤ t ≤ 1 (docs/design.md §4; equation
 
 from neuromf.flow.network import MeanFlowUNet
 from neuromf.flow.objective import MeanFlowObjective, ObjectiveOutput
-from neuromf.flow.oracle import GaussianOracle
+from neuromf.flow.oracle import FlatTorus, GaussianOracle
 from neuromf.flow.path import interpolate
 from neuromf.flow.sampler import sample
 from neuromf.flow.time import TimeSampler
@@ -13,6 +13,7 @@ from neuromf.flow.velocity import AverageVelocity
 
 __all__ = [
     "AverageVelocity",
+    "FlatTorus",
     "GaussianOracle",
     "MeanFlowObjective",
     "MeanFlowUNet",

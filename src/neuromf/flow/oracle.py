@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,3 +54,26 @@ class GaussianOracle:
 
     def _match(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.mean.to(z), self.std.to(z), expand(torch.as_tensor(t, device=z.device).reshape(-1), z)
+
+
+class FlatTorus:
+    """The flat torus (cos θ1, sin θ1, cos θ2, sin θ2)/√2 in R⁴ with uniform angles: data on a thin, curved set.
+
+    Its flow has no closed form, but samples are judged by it: their distance to the torus and the law of their angles.
+    """
+
+    radius = 1 / math.sqrt(2)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return ``n`` points, (n, 4)."""
+        angles = 2 * math.pi * torch.rand(n, 2, generator=generator)
+        return self.radius * torch.stack([angles.cos(), angles.sin()], dim=2).flatten(1)
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Return the distance of points (n, 4) to the torus, (n,)."""
+        return (x.unflatten(1, (2, 2)).norm(dim=2) - self.radius).norm(dim=1)
+
+    def angles(self, x: Tensor) -> Tensor:
+        """Return both angles of points (n, 4) as shares of a turn in [0, 1), (n, 2)."""
+        planes = x.unflatten(1, (2, 2))
+        return (torch.atan2(planes[..., 1], planes[..., 0]) / (2 * math.pi)) % 1

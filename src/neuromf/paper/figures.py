@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,38 @@ def _curve(axis: Axes, table: pd.DataFrame, column: str, colour: str, alpha: flo
     rows = rows[rows[column] > 0]
     marker = "o" if label and len(rows) < 30 else None
     axis.plot(rows["step"], rows[column], color=colour, alpha=alpha, label=label, marker=marker, markersize=3)
+
+
+def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot the torus experiment: for each prediction its raw losses, its samples in the first plane and their angles.
+
+    Args:
+        losses, samples, rows: losses.parquet, samples.parquet and the rows of torus.json (`neuromf.training.toy`).
+    """
+    predictions = list(dict.fromkeys(row["prediction"] for row in rows))
+    steps = list(dict.fromkeys(row["steps"] for row in rows))
+    figure = Figure(figsize=(3.1 * (1 + 2 * len(steps)), 3.1 * len(predictions)))
+    axes = figure.subplots(len(predictions), 1 + 2 * len(steps), squeeze=False)
+    colours = run_colours([str(n) for n in steps])
+    for line, prediction in zip(axes, predictions, strict=True):
+        history = losses[losses["prediction"] == prediction]
+        for column, label in (("raw_fm", "flow matching"), ("raw_mf", "MeanFlow")):
+            smooth = history[column].rolling(100, min_periods=1).mean()
+            line[0].plot(history["update"], smooth, label=label, linewidth=1)
+        line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss", yscale="log")
+        line[0].legend(frameon=False)
+        for place, row in enumerate(row for row in rows if row["prediction"] == prediction):
+            points = samples[(samples["prediction"] == prediction) & (samples["steps"] == row["steps"])]
+            plane, angles = line[1 + 2 * place], line[2 + 2 * place]
+            plane.scatter(points["x1"], points["x2"], s=1, color=colours[str(row["steps"])])
+            plane.set(
+                aspect="equal", title=f"{row['steps']} step{'s' * (row['steps'] > 1)}: distance {row['distance']:.3f}"
+            )
+            turns = (np.arctan2(points["x2"], points["x1"]) / (2 * np.pi)) % 1
+            angles.hist(turns, bins=24, density=True, color=colours[str(row["steps"])])
+            angles.axhline(1, color=REFERENCE_GREY, linewidth=1)
+            angles.set(title=f"angles: p = {min(row['p_values']):.2g}", xlabel="θ1, turns")
+    return figure
 
 
 def metric_against_nfe(metrics: pd.DataFrame, metric: str, title: str, unit: str, *, log_scale: bool) -> Figure:

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from neuromf.flow import FlatTorus, GaussianOracle, MeanFlowObjective, TimeSampler, interpolate, sample
+from neuromf.training.toy import SmallNetwork, torus_experiment, train_small
+
+
+def test_tangent_equals_func_jvp() -> None:
+    torch.manual_seed(0)
+    network = SmallNetwork(3).double()
+    z, dz = torch.randn(2, 5, 3, dtype=torch.float64)
+    r, t, dr, dt = torch.rand(4, 5, dtype=torch.float64)
+    value, slope = torch.func.jvp(network, (z, r, t), (dz, dr, dt))
+    ours, derivative = network.with_tangent(z, r, t, dz, dr, dt)
+    torch.testing.assert_close(ours, value)
+    torch.testing.assert_close(derivative, slope)
+
+
+def test_the_torus_is_at_distance_zero_and_its_angles_are_uniform() -> None:
+    torus = FlatTorus()
+    x = torus.sample(2000, torch.Generator().manual_seed(0))
+    assert float(torus.distance(x).max()) < 1e-6
+    assert all(stats.kstest(angle.numpy(), "uniform").pvalue > 0.01 for angle in torus.angles(x).unbind(1))
+    assert float(torus.distance(2 * x).mean()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["x", "u"])
+def test_the_gaussians_average_velocity_is_learnt_to_two_per_cent(prediction: Literal["x", "u"]) -> None:
+    oracle = GaussianOracle(torch.tensor([0.5, -0.3]), torch.tensor([0.7, 1.2]))
+    t_min = 0.05 if prediction == "x" else 0.0
+    times = TimeSampler("uniform", t_min=t_min)
+    objective = MeanFlowObjective(prediction, t_min=t_min, norm_p=0.5)
+    velocity, _ = train_small(oracle.sample, objective, times, updates=5000)
+    random = torch.Generator().manual_seed(1)
+    r, t = TimeSampler("uniform", t_min=0.05, r_equals_t=0.0).sample(4000, random)
+    z = interpolate(oracle.sample(4000, random), torch.randn(4000, 2, generator=random), t)
+    exact = oracle.average_velocity(z, r, t)
+    assert float((velocity(z, r, t) - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < 0.02
+
+
+def test_one_step_samples_lie_on_the_torus() -> None:
+    torus = FlatTorus()
+    velocity, losses = train_small(
+        torus.sample, MeanFlowObjective("u", t_min=0.0, norm_p=0.5), TimeSampler("uniform", t_min=0.0)
+    )
+    x = sample(velocity, torch.randn(2000, 4, generator=torch.Generator().manual_seed(1)))
+    assert float(torus.distance(x).mean()) < 0.1
+    assert all(stats.kstest(angle.numpy(), "uniform").pvalue > 0.01 for angle in torus.angles(x).unbind(1))
+    assert losses["raw_mf"].tail(500).mean() < losses["raw_mf"].head(500).mean()
+
+
+def test_the_experiment_writes_what_the_figure_needs(tmp_path: Path) -> None:
+    torus_experiment(tmp_path, updates=3, seed=0)
+    rows = json.loads((tmp_path / "torus.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["prediction"], row["steps"]) for row in rows] == [("x", 1), ("x", 5), ("u", 1), ("u", 5)]
+    assert len(pd.read_parquet(tmp_path / "samples.parquet")) == 4 * 2000
+    assert set(pd.read_parquet(tmp_path / "losses.parquet")["prediction"]) == {"x", "u"}
