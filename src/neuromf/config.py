@@ -251,7 +251,9 @@ class Train(Section):
     ema_half_life: float = setting(
         0.05, "Half-life of the exponential moving average of the weights, as a share of the run", gt=0, le=1
     )
-    flip_probability: float = setting(0.5, "Left-right flip of a latent", ge=0, le=1)
+    flip_probability: float = setting(
+        0.0, "Left-right flip of a latent; only for codecs that are equivariant to it, which VAEs are not", ge=0, le=1
+    )
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
     warm_start: str | None = setting(
         None, "Model folder to start from; `demo` for the shipped one; null: random weights"
