@@ -10,7 +10,6 @@ weights and batch: on a GPU the allocator's peak, on a CPU the growth of a fresh
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from neuromf.config import Network
 from neuromf.device import choose_device
 from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, interpolate
 from neuromf.flow.path import expand
+from neuromf.tables import write_json
 
 NETWORKS = {
     "2M": Network(
@@ -113,9 +113,8 @@ def seconds(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
 def peak_memory(name: str, arguments: argparse.Namespace, device: torch.device) -> float:
     """Return the bytes that one step takes, of a second one after a warm-up of the optimiser's state."""
     if device.type == "cuda":
-        step = make_step(
-            name, make_network(arguments.network, device), arguments.rows, arguments.side, arguments.precision
-        )
+        network = make_network(arguments.network, device)
+        step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
         step()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -129,9 +128,7 @@ def peak_memory(name: str, arguments: argparse.Namespace, device: torch.device) 
 def memory_here(name: str, arguments: argparse.Namespace) -> float:
     """Return the growth of this process's peak resident memory by one step, in bytes."""
     network = make_network(arguments.network, torch.device("cpu"))
-    make_step(
-        name, network, 1 if name == "rectified flow" else 2, 8, arguments.precision
-    )()  # libraries and optimiser state
+    make_step(name, network, 4, 8, arguments.precision)()  # loads libraries and makes the optimiser's state
     step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
     before = resident("VmRSS")
@@ -187,7 +184,7 @@ def main() -> None:
             for k, v in vars(arguments).items()
             if k in ("network", "rows", "side", "precision", "threads", "repeats")
         }
-        arguments.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+        write_json(arguments.json, {"about": about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -44,10 +44,7 @@ class AverageVelocity:
     def __call__(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """Return u, (B, C, …) in the dtype of ``z``; r and t are (B,)."""
         output = self.network(z, r, t).to(z.dtype)
-        if self.prediction == "u":
-            return output  # (5)
-        # clamp, not maximum: at t = t_min its derivative is that of t, not half of it
-        return (z - output) / expand(t, z).clamp(min=self.t_min)  # (6)
+        return output if self.prediction == "u" else (z - output) / self._divisor(z, t)  # (5), (6)
 
     def with_derivative(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
         """Return u with its graph, and ∂u/∂z·dz + ∂u/∂t without one, in the dtype of ``z``; equation (8).
@@ -63,7 +60,11 @@ class AverageVelocity:
         output, slope = self.network.with_tangent(z, r, t, dz, *rates)
         if self.prediction == "u":
             return output.to(z.dtype), slope
-        divisor = expand(t, z).clamp(min=self.t_min)
+        divisor = self._divisor(z, t)
         u = (z - output.to(z.dtype)) / divisor  # (6)
         rising = (expand(t, z) >= self.t_min).to(z.dtype)  # derivative of the divisor
         return u, (dz - slope - rising * u.detach()) / divisor
+
+    def _divisor(self, z: Tensor, t: Tensor) -> Tensor:
+        # clamp, not maximum: at t = t_min its derivative is that of t, not half of it
+        return expand(t, z).clamp(min=self.t_min)
