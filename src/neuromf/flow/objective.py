@@ -21,6 +21,8 @@ class ObjectiveOutput(NamedTuple):
     per_channel: Tensor  # (C,), mean |e_c|^p_c of V − v_c (rectified flow: of ṽ − v_c), without λ_c
     jvp_norm: Tensor  # (), root mean square of du/dt over the rows with r < t
     cosine: Tensor  # (), mean cosine between V (rectified flow: ṽ) and v_c
+    fm_rows: Tensor  # (B, C), mean |e_c|^p_c of ṽ − v_c in each row, without λ_c; NaN in rows that have no such term
+    mf_rows: Tensor  # (B, C), likewise of V − v_c
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,9 @@ class MeanFlowObjective:
         if self.variant == "rectified_flow":
             fm = self._compare(u(z_t, t, t), v_c, mask)
             nan = fm.lp.new_full((), torch.nan)
+            raw, none = fm.lp.detach().mean(), torch.full_like(fm.channels, torch.nan)
             return ObjectiveOutput(
-                self._weigh(fm.lp).mean(), fm.lp.detach().mean(), nan, fm.channels.mean(0), nan, fm.cosine.mean()
+                self._weigh(fm.lp).mean(), raw, nan, fm.channels.mean(0), nan, fm.cosine.mean(), fm.channels, none
             )
 
         if bool((r > t).any()):
@@ -132,8 +135,16 @@ class MeanFlowObjective:
             apart_mf = self._compare(V, v_c, _select(mask, apart))
             loss = loss + mf_share * self._weigh(apart_mf.lp).sum()  # (12)
             mf, jvp_norm = mf.and_(apart_mf), du_dt.square().mean().sqrt()
+        nothing = v_c.new_full((len(rows), z0.shape[1]), torch.nan)
         return ObjectiveOutput(
-            loss, fm.lp.detach().mean(), mf.lp.detach().mean(), mf.channels.mean(0), jvp_norm, mf.cosine.mean()
+            loss,
+            fm.lp.detach().mean(),
+            mf.lp.detach().mean(),
+            mf.channels.mean(0),
+            jvp_norm,
+            mf.cosine.mean(),
+            nothing.index_copy(0, first, fm.channels),
+            nothing.index_copy(0, torch.cat([first[is_equal], apart]), mf.channels),
         )
 
     def _with_derivative(

@@ -187,6 +187,9 @@ def test_figures_are_unweighted_means() -> None:
     v_c = vectors()[1] - vectors()[0]
     assert float(output.cosine) == pytest.approx(float(torch.cosine_similarity(mf.detach() + v_c, v_c).mean()))
     assert not any(value.requires_grad for value in output[1:])
+    powers = torch.tensor([1.0, 3.0])
+    assert torch.allclose(output.fm_rows, fm.abs().pow(powers).detach())
+    assert torch.allclose(output.mf_rows, mf.abs().pow(powers).detach())  # in the batch's order
 
 
 def test_without_adaptive_weights_the_loss_is_the_raw_sum() -> None:
