@@ -201,11 +201,18 @@ class Flow(Section):
     prediction: Literal["x", "u"] = setting("x", "What the network outputs", source="pMF")
     times: Times = section(Times, "Distribution of (r, t)")
     p: float | tuple[float, ...] = setting(2.0, "Exponent of the L_p loss, one or per channel")
-    channel_weights: tuple[float, ...] | None = setting(None, "λ_c per channel; null: all one")
+    channel_weights: tuple[float, ...] | Literal["inverse_variance"] | None = setting(
+        None,
+        "λ_c per channel; null: all one; `inverse_variance`: ∝ 1/σ_c² with mean 1, σ_c of the train split's latents",
+    )
     adaptive: bool = setting(True, "Weight each sample by 1/(L_p + c)^q", source="MeanFlow")
     norm_p: float = setting(1.0, "q of the adaptive weight", ge=0, le=2, source="MeanFlow")
     norm_eps: float = setting(0.01, "c of the adaptive weight", gt=0, source="iMF")
     mf_weight: float = setting(1.0, "λ_MF: weight of the MeanFlow term beside the flow-matching term", ge=0)
+    mf_ramp: tuple[float, float] = setting(
+        (0.0, 0.0),
+        "λ_MF is 0 before the first of these shares of the run and rises linearly to mf_weight at the second",
+    )
     tangent: Literal["model", "conditional"] = setting(
         "model", "Tangent of the JVP: the network's own velocity or ε − z0", source="iMF"
     )
@@ -214,6 +221,25 @@ class Flow(Section):
         "all",
         "Rows of the flow-matching term of variant imf: all, or those with r = t, which cost no pass of their own",
     )
+    v_head: bool = setting(
+        False, "Variant imf: ṽ is an output of the network's own instead of u(z, t, t); training only", source="iMF"
+    )
+
+    @property
+    def two_heads(self) -> bool:
+        """Whether the network has an output of its own for the instantaneous velocity."""
+        return self.v_head and self.variant == "imf"
+
+    @model_validator(mode="after")
+    def _check(self) -> Flow:
+        begin, end = self.mf_ramp
+        if not 0 <= begin <= end <= 1:
+            raise ValueError(f"mf_ramp {self.mf_ramp} must satisfy 0 <= begin <= end <= 1")
+        if self.two_heads and end > 0:
+            raise ValueError(
+                "mf_ramp: with v_head the network's output proper learns nothing while λ_MF is 0; set mf_ramp to [0, 0]"
+            )
+        return self
 
 
 class Network(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -84,6 +85,8 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
     Args:
         config: channels, attention, residual blocks and the embedding of t; h is always embedded at our frequencies.
         in_channels: C, channels of the latent.
+        v_head: give it a second output, of the instantaneous velocity, beside that of the average one (improved
+            MeanFlow's auxiliary head); it is used in training only (`heads`).
 
     Example:
         >>> unet = MeanFlowUNet(Network(channels=(8, 16), attention=(False, True), head_channels=(0, 8), norm_groups=8))
@@ -91,12 +94,13 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         torch.Size([2, 4, 8, 8, 8])
     """
 
-    def __init__(self, config: Network, in_channels: int = 4) -> None:
+    def __init__(self, config: Network, in_channels: int = 4, *, v_head: bool = False) -> None:
         super().__init__(**maisi_options(config, in_channels))
         width = config.channels[0]
         self.interval_embed = self._create_embedding_module(width, 4 * width)
         self.time_waves = Waves.of(config.time_embedding, width)
         self.interval_waves = Waves.of("neuromf", width)
+        self.v_out = copy.deepcopy(self.out) if v_head else None
         self._attention = [module for module in self.modules() if isinstance(module, SABlock)]
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
@@ -105,6 +109,36 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         Raises:
             ValueError: a side of z that the network's levels do not halve evenly.
         """
+        return self.out(self._trunk(z, r, t))
+
+    def heads(self, z: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs of the average and of the instantaneous velocity; only with ``v_head``."""
+        h = self._trunk(z, r, t)
+        return self.out(h), self._v_head(h)
+
+    def with_tangent(
+        self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: Tensor, dt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output at (z, r, t), with its graph, and its derivative along (dz, dr, dt), without one.
+
+        Equals ``torch.func.jvp`` to rounding in less than half its time (`neuromf.flow.tangent`).
+        """
+        return self._out_with_tangent(self._trunk_with_tangent(z, r, t, dz, dr, dt))
+
+    def heads_with_tangent(
+        self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: Tensor, dt: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `heads` returns, with graph, and the derivative of the first, without one."""
+        h = self._trunk_with_tangent(z, r, t, dz, dr, dt)
+        output, slope = self._out_with_tangent(h)
+        return output, self._v_head(h.value), slope
+
+    def _v_head(self, h: Tensor) -> Tensor:
+        if self.v_out is None:
+            raise ValueError("this network has no head for the instantaneous velocity; build it with v_head=True")
+        return self.v_out(h)
+
+    def _trunk(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         self._check(z)
         # fused attention has no forward-mode derivative: inside a JVP of torch.func the plain formula is used
         fused = forward_ad.unpack_dual(z).tangent is None
@@ -115,16 +149,9 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         h = self.conv_in(z)
         h, skips = self._apply_down_blocks(h, emb, None, None)
         h = self.middle_block(h, emb, None)
-        h = self._apply_up_blocks(h, emb, None, skips)
-        return self.out(h)
+        return self._apply_up_blocks(h, emb, None, skips)
 
-    def with_tangent(
-        self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: Tensor, dt: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the output at (z, r, t), with its graph, and its derivative along (dz, dr, dt), without one.
-
-        Equals ``torch.func.jvp`` to rounding in less than half its time (`neuromf.flow.tangent`).
-        """
+    def _trunk_with_tangent(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: Tensor, dt: Tensor) -> Pair:
         self._check(z)
         with tangent.plain(z):
             of_t, of_h = self.time_waves.with_tangent(t, dt), self.interval_waves.with_tangent(t - r, dt - dr)
@@ -137,8 +164,11 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         x = tangent.middle_block(self.middle_block, x, emb)
         for block in self.up_blocks:
             x = tangent.up_block(block, x, skips, emb)
+        return x
+
+    def _out_with_tangent(self, h: Pair) -> Pair:
         norm, _, convolution = self.out
-        return tangent.convolution(convolution, tangent.silu(tangent.group_norm(norm, x)))
+        return tangent.convolution(convolution, tangent.silu(tangent.group_norm(norm, h)))
 
     @staticmethod
     def _embed(layers: nn.Sequential, waves: Pair) -> Pair:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -13,7 +15,7 @@ from neuromf.flow.velocity import Field
 
 @torch.no_grad()
 def sample(
-    velocity: Field, noise: Tensor, nfe: int = 1, schedule: Literal["uniform", "quadratic"] = "uniform"
+    velocity: Field, noise: Tensor, nfe: int = 1, schedule: Literal["uniform"] | Sequence[float] = "uniform"
 ) -> Tensor:
     """Return z0 by ``nfe`` steps z_r = z_t − (t − r) u(z_t, r, t) from t = 1 to 0; equation (13) of docs/methods.md.
 
@@ -21,23 +23,34 @@ def sample(
         velocity: average velocity u(z, r, t); for one step z0 = ε − u(ε, 0, 1).
         noise: ε, (B, C, …).
         nfe: number of steps, each one evaluation.
-        schedule: times of the steps; ``uniform``: 1 − k/nfe; ``quadratic``: (1 − k/nfe)², finer towards the data.
+        schedule: times at which the steps begin and end; ``uniform``: 1 − k/nfe, k = 0 … nfe; or nfe + 1 falling numbers
+            from 1 to 0.
 
     Raises:
-        ValueError: ``nfe`` below 1 or an unknown schedule.
+        ValueError: ``nfe`` below 1, an unknown schedule, or times that do not fall from 1 to 0 in ``nfe`` steps.
 
     Example:
         >>> sample(lambda z, r, t: z, torch.ones(2, 3)).abs().max().item()
         0.0
+        >>> sample(lambda z, r, t: z, torch.ones(2, 3), 2, (1.0, 0.5, 0.0)).max().item()
+        0.25
     """
-    if nfe < 1:
-        raise ValueError(f"nfe is {nfe}; at least one network evaluation is needed")
-    if schedule not in ("uniform", "quadratic"):
-        raise ValueError(f"schedule is {schedule!r}; use 'uniform' or 'quadratic'")
-    times = 1 - torch.arange(nfe + 1, dtype=torch.float64) / nfe
-    times = (times if schedule == "uniform" else times**2).to(noise.device, noise.dtype)
+    times = torch.tensor(_times(nfe, schedule), dtype=noise.dtype, device=noise.device)
     z = noise
     for t, r in zip(times[:-1].unsqueeze(1), times[1:].unsqueeze(1), strict=True):
         t, r = t.expand(len(z)), r.expand(len(z))
         z = z - expand(t - r, z) * velocity(z, r, t)  # (13)
     return z
+
+
+def _times(nfe: int, schedule: Literal["uniform"] | Sequence[float]) -> list[float]:
+    if nfe < 1:
+        raise ValueError(f"nfe is {nfe}; at least one network evaluation is needed")
+    if schedule == "uniform":
+        return [1 - k / nfe for k in range(nfe + 1)]
+    if isinstance(schedule, str):
+        raise ValueError(f"schedule is {schedule!r}; use 'uniform' or the times themselves")
+    times = [float(time) for time in schedule]
+    if len(times) != nfe + 1 or times[0] != 1 or times[-1] != 0 or any(a <= b for a, b in pairwise(times)):
+        raise ValueError(f"schedule is {times}; {nfe} steps need {nfe + 1} times that fall from 1 to 0")
+    return times

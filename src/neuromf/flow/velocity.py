@@ -43,8 +43,12 @@ class AverageVelocity:
 
     def __call__(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """Return u, (B, C, …) in the dtype of ``z``; r and t are (B,)."""
-        output = self.network(z, r, t).to(z.dtype)
-        return output if self.prediction == "u" else (z - output) / self._divisor(z, t)  # (5), (6)
+        return self._velocity(self.network(z, r, t), z, t)
+
+    def heads(self, z: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u(z, r, t) and the instantaneous velocity of a network with two heads (`MeanFlowUNet`, ``v_head``)."""
+        output, velocity = self.network.heads(z, r, t)  # type: ignore[attr-defined]
+        return self._velocity(output, z, t), self._velocity(velocity, z, t)
 
     def with_derivative(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
         """Return u with its graph, and ∂u/∂z·dz + ∂u/∂t without one, in the dtype of ``z``; equation (8).
@@ -52,18 +56,35 @@ class AverageVelocity:
         A network with a method ``with_tangent`` (`MeanFlowUNet`) gives both in one pass; of any other the derivative is
         `torch.func.jvp`'s, in full precision.
         """
-        rates = (torch.zeros_like(r), torch.ones_like(t))
         if not hasattr(self.network, "with_tangent"):
-            with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-                derivative = torch.func.jvp(self, (z, r, t), (dz, *rates))[1]
-            return self(z, r, t), derivative
-        output, slope = self.network.with_tangent(z, r, t, dz, *rates)
+            return self(z, r, t), self._jvp(z, r, t, dz)
+        output, slope = self.network.with_tangent(z, r, t, dz, torch.zeros_like(r), torch.ones_like(t))
+        u = self._velocity(output, z, t)
+        return u, self._slope(slope, u, z, t, dz)
+
+    def heads_with_derivative(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `heads` returns, with graph, and du/dt of `with_derivative`."""
+        if not hasattr(self.network, "heads_with_tangent"):
+            return *self.heads(z, r, t), self._jvp(z, r, t, dz)
+        rates = (torch.zeros_like(r), torch.ones_like(t))
+        output, velocity, slope = self.network.heads_with_tangent(z, r, t, dz, *rates)
+        u = self._velocity(output, z, t)
+        return u, self._velocity(velocity, z, t), self._slope(slope, u, z, t, dz)
+
+    def _velocity(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        output = output.to(z.dtype)
+        return output if self.prediction == "u" else (z - output) / self._divisor(z, t)  # (5), (6)
+
+    def _slope(self, slope: Tensor, u: Tensor, z: Tensor, t: Tensor, dz: Tensor) -> Tensor:
+        """Return du/dt from the derivative of the network's output."""
         if self.prediction == "u":
-            return output.to(z.dtype), slope
-        divisor = self._divisor(z, t)
-        u = (z - output.to(z.dtype)) / divisor  # (6)
+            return slope
         rising = (expand(t, z) >= self.t_min).to(z.dtype)  # derivative of the divisor
-        return u, (dz - slope - rising * u.detach()) / divisor
+        return (dz - slope - rising * u.detach()) / self._divisor(z, t)
+
+    def _jvp(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            return torch.func.jvp(self, (z, r, t), (dz, torch.zeros_like(r), torch.ones_like(t)))[1]
 
     def _divisor(self, z: Tensor, t: Tensor) -> Tensor:
         # clamp, not maximum: at t = t_min its derivative is that of t, not half of it

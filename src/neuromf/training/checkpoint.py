@@ -155,6 +155,15 @@ def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Pa
     network.load_state_dict(dict(weights))
 
 
+def with_heads(weights: Mapping[str, Tensor], two_heads: bool) -> dict[str, Tensor]:
+    """Return weights for a network with or without a head for the instantaneous velocity.
+
+    A head that the weights lack begins as a copy of the output; one that the network lacks is left out.
+    """
+    copies = {f"v_{name}": value for name, value in weights.items() if name.startswith("out.")} if two_heads else {}
+    return copies | {name: value for name, value in weights.items() if two_heads or not name.startswith("v_out.")}
+
+
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     """Return the model in a folder or of one of its averages (<folder>/averages/0.1.safetensors), or the shipped one.
 
@@ -167,7 +176,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     if absent := [key for key in ("config", "statistics", "codec", "release") if key not in about]:
         raise CheckpointError(f"{path / ABOUT}: no {', '.join(absent)}; it was not written by NeuroMF")
     config = described(about)
-    network = MeanFlowUNet(config.network, config.codec.latent_channels)
+    network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
     load_weights(network, weights, model_files(path)[0])
     network.to(device).eval().requires_grad_(False)
     velocity = AverageVelocity(network, config.flow.prediction, config.flow.times.t_min)

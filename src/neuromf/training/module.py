@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -22,8 +23,16 @@ BETAS = (0.9, 0.95)  # of AdamW, Geng et al. 2025
 
 def build_objective(flow: Flow) -> MeanFlowObjective:
     """Return the objective that the settings describe."""
-    settings = flow.model_dump(exclude={"times"})
+    settings = flow.model_dump(exclude={"times", "mf_ramp"})
     return MeanFlowObjective(t_min=flow.times.t_min, **settings)
+
+
+def mf_weight(flow: Flow, share: float) -> float:
+    """Return λ_MF after a share of the run: 0, then a linear rise, then ``flow.mf_weight``; equation (29)."""
+    begin, end = flow.mf_ramp
+    if share >= end:
+        return flow.mf_weight
+    return flow.mf_weight * (share - begin) / (end - begin) if share > begin else 0.0
 
 
 def build_time_sampler(times: Times) -> TimeSampler:
@@ -61,7 +70,7 @@ class FlowModule(lightning.LightningModule):
         self.config, self.seed = config, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = MeanFlowUNet(config.network, config.codec.latent_channels)
+            self.network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
         self.objective = build_objective(config.flow)
         self.times = build_time_sampler(config.flow.times)
         self.update = 0
@@ -77,7 +86,8 @@ class FlowModule(lightning.LightningModule):
         r, t = self.times.sample(len(z0), random, self.device)
         random = generator_for(self.device, self.seed, "loss mask", self.update)
         mask = draw_mask(self.config.train.loss_mask, len(z0), z0.shape[2:], random)
-        self.output = self.objective(self.network, z0, noise, r, t, mask)
+        weight = mf_weight(self.config.flow, self.update / self.config.train.updates)
+        self.output = replace(self.objective, mf_weight=weight)(self.network, z0, noise, r, t, mask)
         return self.output.loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

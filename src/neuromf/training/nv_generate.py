@@ -33,7 +33,7 @@ from neuromf.config import Network
 from neuromf.flow import MeanFlowUNet
 from neuromf.flow.network import MAISI_TIMESTEPS, maisi_options
 from neuromf.published import PublishedError, count, misfit, plain_state, read_published
-from neuromf.training.checkpoint import CheckpointError
+from neuromf.training.checkpoint import CheckpointError, with_heads
 
 CLASSES = 128
 T1W_SKULL_STRIPPED = 29  # its class of skull-stripped T1-weighted brains
@@ -117,7 +117,8 @@ def load_into(network: MeanFlowUNet, unet: PublishedUNet, spacing_mm: float) -> 
     """Give a network the source's velocity at r = t, and at first the same at every r."""
     interval = {n: w for n, w in network.state_dict().items() if n.startswith("interval_embed.")}
     silent = {n: torch.zeros_like(w) for n, w in interval.items() if n.startswith("interval_embed.2.")}
-    network.load_state_dict(convert(unet.weights, spacing_mm) | interval | silent)
+    converted = with_heads(convert(unet.weights, spacing_mm), network.v_out is not None)
+    network.load_state_dict(converted | interval | silent)
 
 
 def _spacing_embedding(weights: dict[str, Tensor], spacing_mm: float) -> Tensor:

@@ -44,6 +44,7 @@ from neuromf.training.checkpoint import (
     model_folder,
     read_weights,
     save,
+    with_heads,
 )
 from neuromf.training.guard import DivergenceGuard
 from neuromf.training.interruption import Watch, begin_attempt, watching
@@ -130,6 +131,7 @@ def train_run(
     if dataclasses.is_dataclass(statistics) and not isinstance(statistics, type):
         statistics = dataclasses.asdict(statistics)
     _check_latents(config, train)
+    config = with_channel_weights(config, statistics)
     module = FlowModule(config, seed)
     warm_start, scale = _warm_start(config, module, codec)
     if config.train.normalise == "warm_start":
@@ -171,6 +173,15 @@ def train_run(
     }
     export_model(folder, outcome.weights, about, outcome.averages)
     return figures
+
+
+def with_channel_weights(config: Config, statistics: Mapping[str, Any]) -> Config:
+    """Return the configuration with ``flow.channel_weights: inverse_variance`` resolved: λ_c ∝ 1/σ_c², mean 1."""
+    if config.flow.channel_weights != "inverse_variance":
+        return config
+    inverse = [1 / std**2 for std in statistics["std"]]
+    weights = tuple(value * len(inverse) / sum(inverse) for value in inverse)
+    return config.model_copy(update={"flow": config.flow.model_copy(update={"channel_weights": weights})})
 
 
 @dataclass(frozen=True)
@@ -264,7 +275,7 @@ def _warm_start(
         return _from_nv_generate(config, module, Path(name))
     folder = model_folder(name, config.flow.variant)
     weights, about = read_weights(folder)
-    load_weights(module.network, weights, folder / WEIGHTS)
+    load_weights(module.network, with_heads(weights, config.flow.two_heads), folder / WEIGHTS)
     _check_meaning(config, described(about), name)
     if (other := about.get("codec", {}).get("sha256")) != codec["sha256"]:
         log.warning("train.warm_start %s was trained on latents of another codec (%s, here %s)", name, other, codec)

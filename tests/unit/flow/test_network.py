@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
@@ -9,6 +11,15 @@ from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, TimeS
 from neuromf.flow.network import Waves
 
 SMALL = Network(channels=(8, 16), attention=(False, True), head_channels=(0, 8), residual_blocks=1, norm_groups=4)
+MIDDLE = Network(
+    channels=(16, 32, 64),
+    attention=(False, False, True),
+    head_channels=(0, 0, 16),
+    residual_blocks=1,
+    norm_groups=8,
+)
+JVPS: tuple[Literal["exact", "finite_difference"], ...] = ("exact", "finite_difference")
+OUT = ("out.0.weight", "out.0.bias", "out.2.conv.weight", "out.2.conv.bias")
 
 
 @pytest.fixture
@@ -78,6 +89,69 @@ def test_jvp_equals_central_differences(unet: MeanFlowUNet, prediction: str) -> 
         near = (u(z + step * tangent, r, t + step) - u(z - step * tangent, r, t - step)) / (2 * step)
     assert exact.abs().max() > 0.1
     assert torch.allclose(exact, near, atol=1e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("prediction", ["x", "u"])
+@pytest.mark.parametrize("embedding", ["neuromf", "maisi"])
+def test_error_of_finite_differences_in_float32(prediction: str, embedding: str) -> None:
+    """The error that the objective's docstring states."""
+    torch.manual_seed(0)
+    network = MeanFlowUNet(MIDDLE.model_copy(update={"time_embedding": embedding}))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    z, dz, _, _ = batch(4, side=16)
+    t = torch.tensor([0.2, 0.4, 0.6, 0.9])
+    u = AverageVelocity(network, prediction)  # type: ignore[arg-type]
+    with torch.no_grad():
+        exact, near = (MeanFlowObjective(jvp=jvp)._with_derivative(u, z, t / 2, t, dz)[2] for jvp in JVPS)
+    error = float((near - exact).norm() / exact.norm())
+    if embedding == "neuromf":
+        assert error < 0.01
+    elif prediction == "u":
+        assert error > 0.5
+
+
+@pytest.mark.parametrize("variant", ["imf", "meanflow"])
+@pytest.mark.parametrize("v_head", [False, True])
+def test_bf16_is_within_two_percent_of_float32(variant: str, v_head: bool) -> None:
+    torch.manual_seed(0)
+    network = MeanFlowUNet(MIDDLE, v_head=v_head)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    objective = MeanFlowObjective(variant=variant, v_head=v_head)  # type: ignore[arg-type]
+    given = batch(4, side=16)
+    full = objective(network, *given)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = objective(network, *given)
+    for name in ("loss", "raw_fm", "raw_mf", "jvp_norm"):
+        assert float(getattr(half, name).detach()) == pytest.approx(float(getattr(full, name).detach()), rel=0.02), name
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(output.loss, network.parameters(), materialize_grads=True)])
+        for output in (full, half)
+    ]
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 0.02
+
+
+def test_a_head_for_the_velocity(unet: MeanFlowUNet) -> None:
+    torch.manual_seed(1)
+    network = MeanFlowUNet(SMALL, v_head=True)
+    assert set(network.state_dict()) - set(unet.state_dict()) == {f"v_{name}" for name in OUT}
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    network.double()
+    z, dz, r, t = batch(dtype=torch.float64)
+    dr, dt = torch.rand(2, 3, dtype=torch.float64)
+    output, velocity = network.heads(z, r, t)
+    assert torch.equal(output, network(z, r, t)) and not torch.allclose(output, velocity)
+    ours = network.heads_with_tangent(z, r, t, dz, dr, dt)
+    expected = torch.func.jvp(network, (z, r, t), (dz, dr, dt))[1]
+    for one, other in zip(ours, (output, velocity, expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    MeanFlowObjective(v_head=True)(network, z, dz, r, t).loss.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+    assert bool(network.v_out[2].conv.weight.grad.any())  # type: ignore[index, union-attr]
+    with pytest.raises(ValueError, match="v_head=True"):
+        unet.heads(z.float(), r.float(), t.float())
 
 
 def test_fused_and_plain_attention_agree(unet: MeanFlowUNet) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ FACTS = [  # m, s, r, t, floor with tangent v_c, floor with the model's own tang
     (0.5, 0.7, 0.2, 0.6, 0.9011, 1.1171),
     (-1.0, 2.0, 0.1, 0.9, 17.987, 4.704),
 ]
-POWERS = [1.0, 1.5, 2.0, 3.0]
+POWERS = [1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0]
 N = 20_000
 
 
@@ -34,9 +35,23 @@ class Oracle:
         u = self.flow.average_velocity(z, r, t)
         return u if self.prediction == "u" else z - t[:, None] * u
 
+    def heads(self, z: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        v = self.flow.velocity(z, t)
+        return self.network(z, r, t), v if self.prediction == "u" else z - t[:, None] * v
+
     def run(self, **settings: Any) -> Any:
         objective = MeanFlowObjective(prediction=self.prediction, **settings)  # type: ignore[arg-type]
-        return objective(self.network, self.z0, self.noise, self.r, self.t)
+        return objective(Heads(self.network, self.heads), self.z0, self.noise, self.r, self.t)
+
+
+class Heads:
+    """A network with two heads, (u, v)."""
+
+    def __init__(self, network: Callable[..., Tensor], heads: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.network, self.heads = network, heads
+
+    def __call__(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return self.network(z, r, t)
 
 
 @pytest.mark.parametrize("prediction", ["x", "u"])
@@ -48,10 +63,11 @@ class TestClosedForm:
     ) -> None:
         """V = E[v_c | z] sample by sample, so both raw losses are the irreducible one."""
         oracle = Oracle(m, s, r, t, prediction)
-        output = oracle.run(p=p)
         expected = float((oracle.v - oracle.v_c).abs().pow(p).mean())
-        assert float(output.raw_fm) == pytest.approx(expected, rel=1e-9)
-        assert float(output.raw_mf) == pytest.approx(expected, rel=1e-9)
+        for v_head in (False, True):
+            output = oracle.run(p=p, v_head=v_head)
+            assert float(output.raw_fm) == pytest.approx(expected, rel=1e-9)
+            assert float(output.raw_mf) == pytest.approx(expected, rel=1e-9)
 
     def test_with_the_conditional_tangent_V_spreads_around_it(
         self, m: float, s: float, r: float, t: float, p: float, prediction: str
@@ -92,9 +108,14 @@ class Small(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2)).double()
+        self.v_out = nn.Linear(16, 2).double()
 
     def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return self.layers(torch.cat([z, r[:, None], t[:, None]], dim=1))
+        return self.heads(z, r, t)[0]
+
+    def heads(self, z: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.layers[:2](torch.cat([z, r[:, None], t[:, None]], dim=1))
+        return self.layers[2](hidden), self.v_out(hidden)
 
 
 def vectors(n: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -105,12 +126,12 @@ def vectors(n: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return z0, noise, r, t
 
 
-def by_hand(network: nn.Module, prediction: str, tangent: str) -> tuple[Tensor, Tensor]:
+def by_hand(network: Small, prediction: str, tangent: str, v_head: bool = False) -> tuple[Tensor, Tensor]:
     """ṽ − v_c and V − v_c, written out with separate evaluations and reverse-mode derivatives."""
     z0, noise, r, t = vectors()
     u = AverageVelocity(network, prediction)  # type: ignore[arg-type]
     z_t, v_c = interpolate(z0, noise, t), noise - z0
-    v = u(z_t, t, t)
+    v = u.heads(z_t, r, t)[1] if v_head else u(z_t, t, t)
     direction = v.detach() if tangent == "model" else v_c
     du_dt = torch.autograd.functional.jvp(
         lambda z, s: u(z, r, s), (z_t, t), (direction, torch.ones_like(t)), strict=True
@@ -122,7 +143,10 @@ def by_hand(network: nn.Module, prediction: str, tangent: str) -> tuple[Tensor, 
 @pytest.mark.parametrize("variant", ["imf", "meanflow", "rectified_flow"])
 @pytest.mark.parametrize("tangent", ["model", "conditional"])
 @pytest.mark.parametrize("p", POWERS)
-def test_loss_and_gradient_are_those_of_the_formula(prediction: str, variant: str, tangent: str, p: float) -> None:
+@pytest.mark.parametrize("v_head", [False, True])
+def test_loss_and_gradient_are_those_of_the_formula(
+    prediction: str, variant: str, tangent: str, p: float, v_head: bool
+) -> None:
     network = Small()
     objective = MeanFlowObjective(
         prediction,
@@ -131,9 +155,11 @@ def test_loss_and_gradient_are_those_of_the_formula(prediction: str, variant: st
         mf_weight=0.5,
         tangent=tangent,
         variant=variant,  # type: ignore[arg-type]
+        v_head=v_head,
     )
     output = objective(network, *vectors())
-    fm, mf = by_hand(network, prediction, "conditional" if variant == "meanflow" else tangent)
+    v_head = v_head and variant == "imf"
+    fm, mf = by_hand(network, prediction, "conditional" if variant == "meanflow" else tangent, v_head)
 
     def weighted(error: Tensor) -> Tensor:
         lp = error.abs().pow(p).sum(1)
@@ -146,8 +172,9 @@ def test_loss_and_gradient_are_those_of_the_formula(prediction: str, variant: st
     }[variant]()
     assert float(output.loss.detach()) == pytest.approx(float(loss.detach()), rel=1e-9)
     parameters = list(network.parameters())
-    ours, expected = torch.autograd.grad(output.loss, parameters), torch.autograd.grad(loss, parameters)
+    ours, expected = (torch.autograd.grad(x, parameters, materialize_grads=True) for x in (output.loss, loss))
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-12) for a, b in zip(ours, expected, strict=True))
+    assert bool(ours[-1].any()) == v_head
 
 
 @pytest.mark.parametrize("tangent", ["model", "conditional"])
@@ -164,7 +191,10 @@ def test_the_flow_matching_term_on_rows_with_r_equal_to_t_only(tangent: str) -> 
     assert float(output.raw_mf) == pytest.approx(float(whole.raw_mf), rel=1e-9)
     assert float(output.raw_fm) == pytest.approx(float(alone.raw_fm), rel=1e-9)
     parameters = list(network.parameters())
-    pairs = zip(*(torch.autograd.grad(loss, parameters) for loss in (output.loss, expected)), strict=True)
+    pairs = zip(
+        *(torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in (output.loss, expected)),
+        strict=True,
+    )
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-12) for a, b in pairs)
 
 
@@ -192,6 +222,75 @@ def test_figures_are_unweighted_means() -> None:
     assert torch.allclose(output.mf_rows, mf.abs().pow(powers).detach())  # in the batch's order
 
 
+@pytest.mark.parametrize("p", POWERS)
+def test_per_channel_powers_and_weights_agree_with_numpy(p: float) -> None:
+    """Channel c has its own power and weight, and the spatial mean its own mask."""
+    random = np.random.default_rng(0)
+    z0, noise, output = random.normal(size=(3, 2, 3, 4, 5, 6))
+    mask = random.random((2, 1, 4, 5, 6)) < 0.6
+    powers, weights, q, c = np.array([p, 2.0, 1.0]), np.array([0.5, 1.0, 3.0]), 0.75, 0.01
+    error = output - (noise - z0)
+    raised = np.abs(error) ** powers[:, None, None, None]
+    channels = np.stack([row[:, kept[0]].mean(1) for row, kept in zip(raised, mask, strict=True)])
+    lp = channels @ weights
+    objective = MeanFlowObjective("u", p=tuple(powers), channel_weights=tuple(weights), norm_p=q, variant="meanflow")
+    t = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    given = (torch.from_numpy(x) for x in (z0, noise))
+    ours = objective(lambda z, r, t: torch.from_numpy(output), *given, t, t, torch.from_numpy(mask))
+    np.testing.assert_allclose(ours.mf_rows, channels, rtol=1e-12)
+    np.testing.assert_allclose(ours.raw_mf, lp.mean(), rtol=1e-12)
+    np.testing.assert_allclose(ours.loss, (lp / (lp + c) ** q).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["x", "u"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"tangent": "conditional"}, {"variant": "meanflow"}, {"v_head": True}, {"variant": "rectified_flow"}],
+)
+def test_the_gradient_at_the_optimum_vanishes_in_expectation(prediction: str, settings: dict[str, Any]) -> None:
+    """The oracle plus a smooth disturbance of size θ: over 400,000 draws the derivative by θ at 0 is noise around 0."""
+    m, s, r, t = FACTS[0][:4]
+    oracle = Oracle(m, s, r, t, prediction, n=400_000)
+    theta = torch.zeros(400_000, 2, dtype=torch.float64, requires_grad=True)  # of each draw its own: gives the spread
+    ahead = 0.2 * torch.ones_like(theta, requires_grad=False)
+
+    def disturbed(by: Tensor) -> Heads:
+        def heads(z: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            shape = torch.sin(2 * z + t[:, None]) + 0.5
+            u, v = oracle.heads(z, r, t)
+            return u + by[:, :1] * shape, v + by[:, 1:] * shape
+
+        return Heads(lambda z, r, t: heads(z, r, t)[0], heads)
+
+    objective = MeanFlowObjective(prediction, adaptive=False, **settings)  # type: ignore[arg-type]
+    draws = (oracle.z0, oracle.noise, oracle.r, oracle.t)
+    for by, vanishes in ((theta, True), ((theta + ahead), False)):
+        (gradient,) = torch.autograd.grad(objective(disturbed(by), *draws).loss, theta)
+        mean, error = gradient.mean(0), gradient.std(0) / len(gradient) ** 0.5
+        moved = mean.abs() > 4 * error.clamp(min=1e-30)
+        assert not moved.any() if vanishes else moved.any()
+
+
+def test_without_a_weight_the_meanflow_term_is_not_computed() -> None:
+    network = Small()
+    for v_head in (False, True):
+        output = MeanFlowObjective("u", mf_weight=0, v_head=v_head)(network, *vectors())
+        fm = by_hand(network, "u", "model")[0] if not v_head else None
+        assert math.isnan(output.raw_mf) and math.isnan(output.jvp_norm) and bool(output.mf_rows.isnan().all())
+        if fm is not None:
+            assert float(output.raw_fm) == pytest.approx(float(fm.square().sum(1).mean().detach()))
+
+
+def test_with_a_head_for_the_velocity_the_flow_matching_term_costs_no_pass() -> None:
+    network, passes = Small(), []
+    network.register_forward_pre_hook(lambda *_: passes.append("forward"))
+    heads = network.heads
+    network.heads = lambda z, r, t: (passes.append(f"heads of {len(z)}"), heads(z, r, t))[1]  # type: ignore[method-assign, func-returns-value]
+    MeanFlowObjective("u", v_head=True, jvp="finite_difference")(network, *vectors())
+    assert passes.count("heads of 3") == 3 + 2  # r = t, tangent, gradient; and two for the differences
+    assert set(passes) == {"heads of 3", "forward"}
+
+
 def test_without_adaptive_weights_the_loss_is_the_raw_sum() -> None:
     output = MeanFlowObjective("u", adaptive=False, mf_weight=0.3)(Small(), *vectors())
     assert float(output.loss) == pytest.approx(float(output.raw_fm + 0.3 * output.raw_mf))
@@ -211,7 +310,7 @@ def test_where_r_equals_t_both_terms_agree_and_no_jvp_is_needed() -> None:
     assert math.isnan(output.jvp_norm)
 
 
-@pytest.mark.parametrize("p", [1.0, 1.25, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("p", POWERS)
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_gradient_is_finite_at_zero_error(p: float, per_channel: bool) -> None:
     z0, noise, _, t = vectors()

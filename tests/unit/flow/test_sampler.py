@@ -9,10 +9,11 @@ from neuromf.flow import AverageVelocity, GaussianOracle, sample
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 5, 10, 50])
-@pytest.mark.parametrize("schedule", ["uniform", "quadratic"])
-def test_exact_for_the_gaussian_at_any_number_of_steps(nfe: int, schedule: str) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_exact_for_the_gaussian_at_any_number_of_steps(nfe: int, given: bool) -> None:
     oracle, noise = GaussianOracle(0.5, 0.7), torch.randn(4, 3, 2, 2, 2, dtype=torch.float64)
-    z0 = sample(oracle.average_velocity, noise, nfe, schedule)  # type: ignore[arg-type]
+    grid = [(1 - k / nfe) ** 2 for k in range(nfe + 1)]
+    z0 = sample(oracle.average_velocity, noise, nfe, grid if given else "uniform")
     assert torch.allclose(z0, 0.5 + 0.7 * noise, rtol=0, atol=1e-12)
 
 
@@ -49,3 +50,17 @@ def test_wrong_calls_are_refused() -> None:
         sample(lambda z, r, t: z, torch.randn(1, 2), 0)
     with pytest.raises(ValueError, match="schedule"):
         sample(lambda z, r, t: z, torch.randn(1, 2), 1, "cosine")  # type: ignore[arg-type]
+    for times in ((1.0, 0.5), (0.9, 0.0), (1.0, 0.5, 0.0), (0.0, 1.0), ()):
+        with pytest.raises(ValueError, match="1 steps need 2 times that fall from 1 to 0"):
+            sample(lambda z, r, t: z, torch.randn(1, 2), 1, times)
+
+
+def test_the_steps_are_those_of_the_given_times() -> None:
+    seen: list[tuple[float, float]] = []
+
+    def velocity(z: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((float(t[0]), float(r[0])))
+        return torch.ones_like(z)
+
+    z0 = sample(velocity, torch.zeros(1, 2, dtype=torch.float64), 3, (1.0, 0.75, 0.125, 0.0))
+    assert seen == [(1.0, 0.75), (0.75, 0.125), (0.125, 0.0)] and torch.allclose(z0, -torch.ones_like(z0))

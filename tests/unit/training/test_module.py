@@ -6,8 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from neuromf.config import Config, validate
-from neuromf.training.module import BatchStream, FlowModule, build_objective, build_time_sampler, generator_for
+from neuromf.config import Config, ConfigError, validate
+from neuromf.training.module import (
+    BatchStream,
+    FlowModule,
+    build_objective,
+    build_time_sampler,
+    generator_for,
+    mf_weight,
+)
 
 NETWORK = {
     "channels": [4, 8],
@@ -63,6 +70,37 @@ def test_settings_reach_the_objective_and_the_times() -> None:
     objective, times = build_objective(settings.flow), build_time_sampler(settings.flow.times)
     assert (objective.variant, objective.p, objective.norm_p, objective.t_min) == ("meanflow", (1, 2, 3, 2), 0.5, 0.1)
     assert (times.mean, times.t_min) == (0.0, 0.1)
+
+
+def test_the_weight_of_the_meanflow_term_is_constant_or_rises() -> None:
+    constant, rising = (validate({"flow": {"mf_weight": 0.5, "mf_ramp": ramp}}).flow for ramp in ([0, 0], [0.25, 0.75]))
+    shares = (0.0, 0.25, 0.375, 0.5, 0.75, 1.0)
+    assert [mf_weight(constant, share) for share in shares] == [0.5] * 6
+    assert [mf_weight(rising, share) for share in shares] == [0, 0, 0.125, 0.25, 0.5, 0.5]
+    step = validate({"flow": {"mf_ramp": [0.5, 0.5]}}).flow
+    assert [mf_weight(step, share) for share in (0.49, 0.5)] == [0, 1]
+
+
+def test_a_step_uses_the_weight_of_its_update() -> None:
+    module = FlowModule(
+        config(updates=4).model_copy(update={"flow": validate({"flow": {"mf_ramp": [0.5, 1]}}).flow}), 0
+    )
+    z0 = torch.randn(4, 4, 8, 8, 8)
+    with_meanflow = []
+    for module.update in range(4):
+        module.training_step(z0, 0)
+        assert module.output is not None
+        with_meanflow.append(bool(torch.isfinite(module.output.raw_mf)))
+    assert with_meanflow == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [({"mf_ramp": [0.5, 0.2]}, "begin <= end"), ({"mf_ramp": [0, 0.5], "v_head": True}, "set mf_ramp to")],
+)
+def test_ramps_that_cannot_be_are_refused(flow: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate({"flow": flow})
 
 
 def test_a_step_is_a_function_of_seed_and_update() -> None:

@@ -97,8 +97,8 @@ def source_velocity(source: Any, z: Tensor, t: Tensor, label: int = T1W_SKULL_ST
     return -source(z, 1000 * t, class_labels=labels, spacing_tensor=spacing)
 
 
-def converted(source: torch.nn.Module) -> MeanFlowUNet:
-    network = MeanFlowUNet(SMALL).double()
+def converted(source: torch.nn.Module, *, v_head: bool = False) -> MeanFlowUNet:
+    network = MeanFlowUNet(SMALL, v_head=v_head).double()
     load_into(network, PublishedUNet(source.state_dict(), SCALE), SPACING_MM)
     return network.requires_grad_(False)
 
@@ -118,6 +118,8 @@ def test_the_instantaneous_velocity_is_the_sources(source: torch.nn.Module, monk
     expected = source_velocity(source, z, t)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(u(z, t, t), expected, rtol=0, atol=1e-10)
+    for one in AverageVelocity(converted(source, v_head=True), prediction="u").heads(z, t, t):
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-10)
     # what embeds h starts silent: the same velocity at every r
     torch.testing.assert_close(u(z, 0 * t, t), expected, rtol=0, atol=1e-10)
 

@@ -283,6 +283,27 @@ def test_rectified_flow_then_meanflow_from_its_weights(tmp_path: Path) -> None:
     assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
 
 
+def test_a_head_for_the_velocity_begins_as_the_output_and_is_left_behind(tmp_path: Path) -> None:
+    flow = {"variant": "rectified_flow"}
+    train(tmp_path / "first", config(flow=flow))
+    begun = {"warm_start": str(tmp_path / "first" / "model"), "updates": 1, "learning_rate": 1e-9}
+    train(tmp_path / "two", config(flow={"v_head": True}, train=SETTINGS["train"] | begun))
+    first, two = weights(tmp_path / "first"), weights(tmp_path / "two")
+    assert set(two) - set(first) == {f"v_{name}" for name in first if name.startswith("out.")}
+    assert all(torch.allclose(two[f"v_{name}"], first[name], atol=1e-6) for name in first if name.startswith("out."))
+    assert load_model(tmp_path / "two" / "model").network.v_out is not None
+    begun = {"warm_start": str(tmp_path / "two" / "model"), "updates": 1, "learning_rate": 1e-9}
+    train(tmp_path / "one", config(train=SETTINGS["train"] | begun))
+    assert weights(tmp_path / "one").keys() == first.keys()
+
+
+def test_channels_weighted_by_their_inverse_variance(tmp_path: Path) -> None:
+    train(tmp_path, config(flow={"channel_weights": "inverse_variance"}))
+    about = json.loads((tmp_path / "model" / "model.json").read_text(encoding="utf-8"))
+    found, std = about["config"]["flow"]["channel_weights"], STATISTICS["std"]
+    assert sum(found) == pytest.approx(4) and found[2] / found[3] == pytest.approx((std[3] / std[2]) ** 2)
+
+
 def test_another_architecture_is_no_warm_start(undisturbed: Path, tmp_path: Path) -> None:
     settings = config(network={"channels": [8, 8]}, train={"warm_start": str(undisturbed / "model")})
     with pytest.raises(CheckpointError, match=r"model\.safetensors fits another network: .* has shape"):
