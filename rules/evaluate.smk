@@ -83,6 +83,7 @@ rule evaluate_noise:
         **NETWORK_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
+        cache=f"{EVALUATION}/cache",
     params:
         release=RELEASE_TABLE,
         settings=EVALUATION_SETTINGS,

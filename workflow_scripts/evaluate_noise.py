@@ -4,6 +4,7 @@ from job import codec_of, logged
 
 with logged(snakemake):
     from neuromf.config import Evaluate
+    from neuromf.device import choose_device
     from neuromf.evaluation.evaluate import evaluate_noise
     from neuromf.latents.statistics import LatentStatistics
 
@@ -21,4 +22,7 @@ with logged(snakemake):
         n=params.n,
         seed=params.seed,
         part=Path(snakemake.output[0]),
+        cache=Path(snakemake.resources.cache),
+        weights_dir=Path(snakemake.resources.weights_dir) if snakemake.resources.weights_dir else None,
+        device=choose_device(snakemake.resources.device),
     )

@@ -4,6 +4,7 @@ from job import codec_of, logged, released
 
 with logged(snakemake):
     from neuromf.config import Evaluate
+    from neuromf.device import choose_device
     from neuromf.evaluation.evaluate import evaluate_reference
 
     params, output = snakemake.params, snakemake.output
@@ -17,4 +18,6 @@ with logged(snakemake):
         part=Path(output.part),
         reference=Path(output.reference),
         reconstructions=Path(output.reconstructions),
+        weights_dir=Path(snakemake.resources.weights_dir) if snakemake.resources.weights_dir else None,
+        device=choose_device(snakemake.resources.device),
     )

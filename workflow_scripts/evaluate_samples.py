@@ -4,6 +4,7 @@ from job import codec_of, logged
 
 with logged(snakemake):
     from neuromf.config import Evaluate
+    from neuromf.device import choose_device
     from neuromf.evaluation.evaluate import evaluate_samples
 
     wildcards, params = snakemake.wildcards, snakemake.params
@@ -18,4 +19,6 @@ with logged(snakemake):
         nfe=int(wildcards.nfe),
         cache=Path(snakemake.resources.cache),
         part=Path(snakemake.output[0]),
+        weights_dir=Path(snakemake.resources.weights_dir) if snakemake.resources.weights_dir else None,
+        device=choose_device(snakemake.resources.device),
     )

@@ -389,6 +389,21 @@ class Evaluate(Section):
     bootstrap: int = setting(1000, "Bootstrap resamples of scans behind each interval", ge=100)
     confidence: float = setting(0.95, "Confidence of the intervals", gt=0.5, lt=1)
     seed: int = setting(0, "Seed of the resamples", ge=0)
+    extractors: tuple[
+        Literal["codec", "inception", "squeezenet", "radimagenet_resnet50", "medicalnet_resnet50", "subcortical"], ...
+    ] = setting(
+        ("codec",),
+        "Networks whose features are compared; all but `codec`, which the report needs, have published weights"
+        " (docs/evaluation.md)",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Evaluate:
+        if "codec" not in self.extractors or len(set(self.extractors)) < len(self.extractors):
+            raise ValueError(
+                f"evaluate.extractors {self.extractors}: name codec, which the report needs, and each once"
+            )
+        return self
 
 
 class Config(Section):

@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from neuromf import __version__
 from neuromf.config import Evaluate
-from neuromf.evaluation.features import Extractor, VolumeCodec, cached_features, codec_extractor
+from neuromf.evaluation.extractors import Extractor, VolumeCodec, load_extractor
+from neuromf.evaluation.features import array_sha256, cached_regions, gather
 from neuromf.evaluation.measure import (
     add_distances,
+    add_diversity,
     add_fidelity,
     add_nearest,
     add_sample_figures,
@@ -59,6 +61,8 @@ def evaluate_reference(
     part: Path,
     reference: Path,
     reconstructions: Path,
+    weights_dir: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> None:
     """Describe a release's real scans and measure the floors: train against test, and reconstructions against test.
 
@@ -70,43 +74,58 @@ def evaluate_reference(
         part: JSON to write: the figures of the runs real, reconstruction and linear_reconstruction.
         reference: safetensors to write: what the evaluation of samples needs of the real scans.
         reconstructions: folder to write: ``<scan>_real.nii.gz`` and ``<scan>_reconstruction.nii.gz`` of the first scans.
+        weights_dir, device: where the extractors' weights lie and run.
 
     Raises:
         EvaluationError: no training scans, or volumes on different grids.
+        ExtractorError: an extractor of the settings cannot be used.
         VolumeError: a volume cannot be read.
     """
     if not real.get("train"):
         raise EvaluationError(f"release {release} has no preprocessed training scan; look at its cohorts' manifests")
-    extractor = codec_extractor(codec)
+    extractors = _extractors(settings, codec, weights_dir, device)
     grid = grid_of(next(iter(real["train"].values())))
     sets = {
-        split: describe_files(real[split], extractor, cache, grid, label=f"real scans ({split})")
+        split: describe_files(real[split], extractors, cache, grid, label=f"real scans ({split})")
         for split in SPLITS
         if real.get(split)
     }
     empty = _nothing(sets["train"])
-    scans = Reference({split: sets.get(split, empty) for split in SPLITS}, grid, extractor.name, extractor.key)
+    splits = {split: sets.get(split, empty) for split in SPLITS}
+    scans = Reference(
+        splits,
+        grid,
+        {extractor.name: extractor.key for extractor in extractors},
+        {
+            extractor.name: {
+                region: gather(cache, extractor, splits["test"].hashes, region)
+                for region in cached_regions(cache, extractor, splits["train"].hashes[0])
+            }
+            for extractor in extractors
+        },
+    )
+    train = splits["train"]
     shown = real.get("test") or real.get("val") or real["train"]
-    rebuilt = _reconstruct(shown, codec, extractor, grid, reconstructions)
+    rebuilt = _reconstruct(shown, codec, extractors, cache, grid, reconstructions)
 
     floor = Part(release, "real")
-    add_distances(floor, scans.splits["train"], scans, settings)
+    add_distances(floor, train, scans, extractors, cache, settings)
+    add_diversity(floor, [path for split in SPLITS for path in real.get(split, {}).values()], settings)
     add_volumes(floor, scans.every, settings)
-    nearest = nearest_scans(scans.held_out, scans, extractor)
-    add_nearest(floor, nearest, settings)
+    add_nearest(floor, nearest_scans(scans.held_out, train), settings)
     for split in SPLITS:
-        known = nearest_scans(scans.splits[split], scans, extractor) if split != "train" else {}
-        add_scans(floor, scans.splits[split], split, known, scans)
+        known = nearest_scans(splits[split], train) if split != "train" else {}
+        add_scans(floor, splits[split], split, known, train)
     fidelity = Part(release, "reconstruction")
     if shown is real.get("test"):
-        add_distances(fidelity, rebuilt, scans, settings)
+        add_distances(fidelity, rebuilt, scans, extractors, cache, settings)
     add_volumes(fidelity, rebuilt, settings)
-    add_scans(fidelity, rebuilt, "reconstruction", {}, scans)
+    add_scans(fidelity, rebuilt, "reconstruction", {}, train)
     linear = Part(release, "linear_reconstruction")
     add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
 
     write_reference(reference, scans)
-    provenance = _provenance(extractor, codec, settings)
+    provenance = _provenance(extractors, codec, settings)
     provenance["real_scans"] = {split: len(scans.splits[split]) for split in SPLITS}
     provenance["real_sha256"] = content_hash({split: scans.splits[split].ids for split in SPLITS})
     write_parts(part, [floor, fidelity, linear], provenance)
@@ -124,6 +143,8 @@ def evaluate_samples(
     nfe: int,
     cache: Path,
     part: Path,
+    weights_dir: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> None:
     """Measure one folder of generated volumes against the real scans of the release and write the figures to ``part``.
 
@@ -137,16 +158,17 @@ def evaluate_samples(
     """
     if run in REFERENCE_RUNS:
         raise EvaluationError(f"run {run!r}: this name is used for the evaluation's references; rename the run")
-    extractor = codec_extractor(codec)
-    scans = read_reference(reference, extractor)
+    extractors = _extractors(settings, codec, weights_dir, device)
+    scans = read_reference(reference, extractors)
     files = {path.name.removesuffix(".nii.gz"): path for path in sorted(samples.glob("sub-*.nii.gz"))}
     if not files:
         raise EvaluationError(f"{samples} holds no sub-*.nii.gz; decode the samples first")
-    generated = describe_files(files, extractor, cache, scans.grid, label=f"{run} seed {seed} nfe {nfe}")
+    generated = describe_files(files, extractors, cache, scans.grid, label=f"{run} seed {seed} nfe {nfe}")
     figures = Part(release, run, seed, nfe)
-    add_sample_figures(figures, generated, scans, extractor, settings)
+    add_sample_figures(figures, generated, scans, extractors, cache, settings)
+    add_diversity(figures, list(files.values()), settings)
     add_seconds(figures, samples / "sample_timing.json", settings)
-    write_parts(part, [figures], _provenance(extractor, codec, settings) | {"samples": len(generated)})
+    write_parts(part, [figures], _provenance(extractors, codec, settings) | {"samples": len(generated)})
 
 
 def evaluate_noise(
@@ -160,7 +182,10 @@ def evaluate_noise(
     latent_shape: tuple[int, int, int, int],
     n: int,
     seed: int,
+    cache: Path,
     part: Path,
+    weights_dir: Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> None:
     """Measure decoded Gaussian noise, z = mean_c + std_c·ε without any network, as run ``noise``: the scale's bad end.
 
@@ -172,8 +197,8 @@ def evaluate_noise(
     Raises:
         EvaluationError: a reference of another codec, or a latent shape that does not decode to the release's grid.
     """
-    extractor = codec_extractor(codec)
-    scans = read_reference(reference, extractor)
+    extractors = _extractors(settings, codec, weights_dir, device)
+    scans = read_reference(reference, extractors)
     mean, std = (np.asarray(values, dtype=np.float32)[:, None, None, None] for values in (latent_mean, latent_std))
     described = []
     for index in tqdm(range(n), desc="decoded noise", unit="volume"):
@@ -183,12 +208,10 @@ def evaluate_noise(
             raise EvaluationError(
                 f"latents of {latent_shape} decode to {volume.shape}, the scans have {scans.grid.shape}"
             )
-        described.append(
-            describe(f"noise{index:05d}", volume, scans.grid, cached_features(volume, "", extractor, None))
-        )
+        described.append(describe(f"noise{index:05d}", volume, array_sha256(volume), extractors, cache, scans.grid))
     figures = Part(release, "noise")
-    add_sample_figures(figures, join(described), scans, extractor, settings)
-    write_parts(part, [figures], _provenance(extractor, codec, settings) | {"samples": n})
+    add_sample_figures(figures, join(described), scans, extractors, cache, settings)
+    write_parts(part, [figures], _provenance(extractors, codec, settings) | {"samples": n})
 
 
 def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
@@ -225,8 +248,19 @@ def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
 # --- volumes --------------------------------------------------------------------------------------------------------
 
 
+def _extractors(
+    settings: Evaluate, codec: VolumeCodec, weights_dir: Path | None, device: str | torch.device
+) -> list[Extractor]:
+    return [load_extractor(name, weights_dir=weights_dir, codec=codec, device=device) for name in settings.extractors]
+
+
 def _reconstruct(
-    files: Mapping[str, Path], codec: VolumeCodec, extractor: Extractor, grid: Grid, folder: Path
+    files: Mapping[str, Path],
+    codec: VolumeCodec,
+    extractors: Sequence[Extractor],
+    cache: Path,
+    grid: Grid,
+    folder: Path,
 ) -> ScanSet:
     """Return the descriptions of the codec's reconstructions and keep the first few beside their originals."""
     described = []
@@ -238,7 +272,7 @@ def _reconstruct(
         if index < PICTURED:
             write_volume(folder / f"{scan_id}_real.nii.gz", volume, image.affine, np.float32)
             write_volume(folder / f"{scan_id}_reconstruction.nii.gz", rebuilt, image.affine, np.float32)
-        described.append(describe(scan_id, rebuilt, grid, cached_features(rebuilt, "", extractor, None)))
+        described.append(describe(scan_id, rebuilt, array_sha256(rebuilt), extractors, cache, grid))
     return join(described)
 
 
@@ -248,14 +282,13 @@ def _decode(codec: VolumeCodec, latent: torch.Tensor) -> np.ndarray:
 
 
 def _nothing(like: ScanSet) -> ScanSet:
-    return ScanSet((), like.features[:0], like.thumbnails[:0], like.tissues[:0])
+    return ScanSet((), (), like.features[:0], like.thumbnails[:0], like.tissues[:0])
 
 
-def _provenance(extractor: Extractor, codec: VolumeCodec, settings: Evaluate) -> dict[str, Any]:
+def _provenance(extractors: Sequence[Extractor], codec: VolumeCodec, settings: Evaluate) -> dict[str, Any]:
     return {
         "neuromf": __version__,
-        "extractor": extractor.name,
-        "extractor_key": extractor.key,
+        "extractors": {extractor.name: extractor.key for extractor in extractors},
         "codec_sha256": codec.sha256,
         "settings": settings.model_dump(mode="json"),
     }

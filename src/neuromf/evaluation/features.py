@@ -1,103 +1,112 @@
-"""Feature extractors: a volume becomes a vector that distances between sets are computed on, cached by volume hash.
-
-An extractor has a name, which every figure computed with it carries, and a key (its weights and its rule), which decides
-whether cached features are still valid.
-"""
+"""Features of volumes, cached by the volume's hash and the extractor's key, and gathered as the rows of a set of scans."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool3d
 
-from neuromf.tables import atomic_path, content_hash
-
-CODEC_BLOCKS = 2  # per axis: octants; finer blocks mostly tell head sizes apart and need more scans than a study has
-_CODEC_STATISTICS = 2  # mean and standard deviation
-
-
-class VolumeCodec(Protocol):
-    """What evaluation needs of an autoencoder (`neuromf.codec.maisi.FrozenCodec` has it)."""
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the weights."""
-
-    def encode(self, volumes: Tensor) -> Tensor:
-        """Return the posterior mean (B, C, d, h, w) of volumes (B, 1, D, H, W) in [0, 1]."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return volumes (B, 1, D, H, W) of latents (B, C, d, h, w)."""
+from neuromf.evaluation.extractors.base import Extractor
+from neuromf.tables import atomic_path
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """``compute`` turns one volume (D, H, W) in [0, 1] into features (F,); ``mirror`` turns features (N, F) into those
-    of the same volumes with left and right exchanged."""
+class Rows:
+    """Feature rows of N scans, one scan after the other: values (R, F) and how many rows each scan has, counts (N,).
 
-    name: str
-    key: str
-    compute: Callable[[Tensor], Tensor]
-    mirror: Callable[[NDArray[np.floating]], NDArray[np.floating]]
-
-
-def codec_extractor(codec: VolumeCodec) -> Extractor:
-    """Return the extractor ``codec``: mean and standard deviation of each latent channel in octants (F = 16 C)."""
-
-    def compute(volume: Tensor) -> Tensor:
-        return pool_latents(codec.encode(volume[None, None]))[0]
-
-    key = content_hash({"weights": codec.sha256, "rule": ["mean", "std", CODEC_BLOCKS]})
-    return Extractor("codec", key, compute, mirror_pooled)
-
-
-def pool_latents(latents: Tensor) -> Tensor:
-    """Return pooled statistics (B, 2·C·2³) of latents (B, C, d, h, w): block means first, then standard deviations.
-
-    The blocks are those of PyTorch's adaptive average pooling, so any latent of at least 4³ voxels will do.
+    A volume's features are one row; of slices there are several, and they are resampled together.
     """
-    z = latents.detach().to(device="cpu", dtype=torch.float64)
-    mean = adaptive_avg_pool3d(z, CODEC_BLOCKS)
-    variance = adaptive_avg_pool3d(z**2, CODEC_BLOCKS) - mean**2
-    return torch.stack([mean, variance.clamp(min=0).sqrt()], dim=1).flatten(1)
+
+    values: NDArray[np.floating]
+    counts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """The first row of each scan, (N,)."""
+        return np.cumsum(self.counts) - self.counts
+
+    def of_scans(self, chosen: ArrayLike) -> Rows:
+        """Return the rows of some scans, given by their numbers."""
+        scans = np.asarray(chosen, dtype=np.int64)
+        starts = self.starts
+        index = [np.arange(starts[i], starts[i] + self.counts[i]) for i in scans]
+        return Rows(self.values[np.concatenate(index)], self.counts[scans])
 
 
-def mirror_pooled(features: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the pooled statistics (N, F) of the latents flipped along the left-right axis (the first one in RAS).
+def one_row_each(values: ArrayLike) -> Rows:
+    """Return features (N, F) as the rows of N scans."""
+    array = np.asarray(values)
+    if array.ndim != 2:
+        raise ValueError(f"features must be (n, F) with one F; got {array.shape}")
+    return Rows(array, np.ones(len(array), dtype=np.int64))
 
-    Training flips latents in the same way, so this is the mirrored copy that a model could have memorised.
-    """
-    blocks = features.reshape(len(features), _CODEC_STATISTICS, -1, CODEC_BLOCKS, CODEC_BLOCKS, CODEC_BLOCKS)
-    return np.flip(blocks, axis=3).reshape(features.shape)
+
+def rows_of(features: Iterable[NDArray[np.floating]]) -> Rows:
+    """Return the features (S, F) of several scans as their rows."""
+    every = list(features)
+    return Rows(np.concatenate(every), np.array([len(one) for one in every], dtype=np.int64))
 
 
 def cached_features(
-    volume: NDArray[np.floating], sha256: str, extractor: Extractor, cache: Path | None
-) -> NDArray[np.float32]:
-    """Return the features (F,) of a volume, from the cache when they are there.
+    volume: NDArray[np.floating], sha256: str, extractor: Extractor, cache: Path, voxel_mm: float
+) -> dict[str, NDArray[np.float32]]:
+    """Return the features (S, F) per region of a volume (D, H, W) in [0, 1], from the cache when they are there.
 
-    They lie in ``cache/<extractor>-<key>/<sha256 of the volume's file>.safetensors``; ``cache`` None computes without a
-    cache, for volumes that are no files.
+    They lie in ``cache/<extractor>-<key>/<sha256>.safetensors``, ``sha256`` standing for the volume (`array_sha256`, or the
+    hash of its file). Work that was interrupted goes on with the first volume that has no file.
     """
-    path = None if cache is None else cache / f"{extractor.name}-{extractor.key[:16]}" / f"{sha256}.safetensors"
-    if path is not None and path.is_file():
+    path = cache_file(cache, extractor, sha256)
+    if path.is_file():
         try:
-            return load_file(path)["features"]
-        except (SafetensorError, KeyError):
+            return load_file(path)
+        except SafetensorError:
             path.unlink()  # damaged: computed again
     with torch.no_grad():
-        features = extractor.compute(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)))
-    values = features.to(torch.float32).numpy()
-    if path is not None:
-        with atomic_path(path) as temporary:
-            save_file({"features": values}, temporary)
-    return values
+        computed = extractor.compute(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)), voxel_mm)
+    features = {region: values.to(torch.float32).contiguous().numpy() for region, values in computed.items()}
+    with atomic_path(path) as temporary:
+        save_file(features, temporary)
+    return features
+
+
+def gather(cache: Path, extractor: Extractor, hashes: Sequence[str], region: str) -> Rows:
+    """Return the cached rows of scans, given by their volumes' hashes, in one region; other regions stay on disk.
+
+    Raises:
+        FileNotFoundError: a scan's features are not in the cache.
+    """
+
+    def read(sha256: str) -> NDArray[np.floating]:
+        with safe_open(cache_file(cache, extractor, sha256), "numpy") as file:
+            return file.get_tensor(region)
+
+    if not hashes:
+        return one_row_each(np.zeros((0, 0), dtype=np.float32))
+    return rows_of(read(sha256) for sha256 in hashes)
+
+
+def cached_regions(cache: Path, extractor: Extractor, sha256: str) -> list[str]:
+    """Return the regions that an extractor has rows for, from one scan's cached features."""
+    with safe_open(cache_file(cache, extractor, sha256), "numpy") as file:
+        return sorted(file.keys())
+
+
+def array_sha256(volume: NDArray[np.floating]) -> str:
+    """Return the hash of a volume that is no file: of its shape and its values in single precision."""
+    values = np.ascontiguousarray(volume, dtype="<f4")
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def cache_file(cache: Path, extractor: Extractor, sha256: str) -> Path:
+    """Return where the features of a volume lie."""
+    return cache / f"{extractor.name}-{extractor.key[:16]}" / f"{sha256}.safetensors"

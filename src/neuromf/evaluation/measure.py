@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from neuromf.config import Evaluate
 from neuromf.evaluation import memorisation
-from neuromf.evaluation.features import Extractor
-from neuromf.evaluation.frechet import frechet_estimate, kernel_estimate
-from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
+from neuromf.evaluation.distances import compare_rows
+from neuromf.evaluation.extractors import CODEC, VOLUME, Extractor
+from neuromf.evaluation.extractors.codec import mirror_pooled
+from neuromf.evaluation.features import gather
+from neuromf.evaluation.inference import mean_estimate, share_estimate
 from neuromf.evaluation.morphometry import TISSUES, compare_volumes
+from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Reference, ScanSet
+from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
 
@@ -23,43 +30,65 @@ STAGES = ("network", "decode", "total")  # of generation, as sample_timing.json 
 
 
 def add_sample_figures(
-    part: Part, generated: ScanSet, scans: Reference, extractor: Extractor, settings: Evaluate
+    part: Part,
+    generated: ScanSet,
+    scans: Reference,
+    extractors: Sequence[Extractor],
+    cache: Path,
+    settings: Evaluate,
 ) -> None:
     """Add all that is measured of generated volumes: distances, tissue volumes and copies."""
-    real = scans.every
-    add_distances(part, generated, scans, settings)
+    add_distances(part, generated, scans, extractors, cache, settings)
     add_volumes(part, generated, settings)
-    for tissue in TISSUES:
-        for name, estimate in compare_volumes(generated.tissue(tissue), real.tissue(tissue), settings).items():
-            part.add(name, tissue, estimate)
-    brain = generated.tissue("brain")
-    inside = (brain >= real.tissue("brain").min()) & (brain <= real.tissue("brain").max())
-    part.add("brain_volume_in_real_range", "brain", share_estimate(inside, settings))
-    nearest = nearest_scans(generated, scans, extractor)
+    add_volume_comparison(part, generated, scans.every, settings)
+    nearest = nearest_scans(generated, scans.splits["train"])
     add_nearest(part, nearest, settings)
-    null = nearest_scans(scans.held_out, scans, extractor)
-    for name, larger in (("pixels", True), (extractor.name, False)):
-        if null:
-            closer = memorisation.closer_than_null(nearest[name].value, null[name].value, larger_is_closer=larger)
-            part.add("closer_to_training_than_null", "brain", share_estimate(closer, settings), name)
-    add_scans(part, generated, "generated", nearest, scans)
+    add_copies(part, nearest, nearest_scans(scans.held_out, scans.splits["train"]), settings)
+    add_scans(part, generated, "generated", nearest, scans.splits["train"])
 
 
-def add_distances(part: Part, volumes: ScanSet, scans: Reference, settings: Evaluate) -> None:
-    test = scans.splits["test"]
-    if min(len(volumes), len(test)) < 2:
-        log.warning("%s: %d volumes and %d test scans; distances need two of each", part.run, len(volumes), len(test))
-        missing = Estimate(None, None, None, len(volumes))
-        part.add("frechet_distance", "test", missing, scans.extractor)
-        part.add("kernel_distance", "test", missing, scans.extractor)
-        return
-    part.add("frechet_distance", "test", frechet_estimate(volumes.features, test.features, settings), scans.extractor)
-    part.add("kernel_distance", "test", kernel_estimate(volumes.features, test.features, settings), scans.extractor)
+def add_distances(
+    part: Part,
+    volumes: ScanSet,
+    scans: Reference,
+    extractors: Sequence[Extractor],
+    cache: Path,
+    settings: Evaluate,
+) -> None:
+    """Add what compares the features of volumes with those of the test split, for each extractor and region."""
+    for extractor in extractors:
+        for region, test in scans.test_rows[extractor.name].items():
+            rows = gather(cache, extractor, volumes.hashes, region)
+            if min(len(rows), len(test)) < 2:
+                log.warning(
+                    "%s: %d volumes and %d test scans; distances need two of each", part.run, len(rows), len(test)
+                )
+            for metric, estimate in compare_rows(rows, test, settings).items():
+                part.add(metric, region, estimate, extractor.name)
+
+
+def add_diversity(part: Part, files: Sequence[Path], settings: Evaluate) -> None:
+    """Add the MS-SSIM among the volumes of files."""
+
+    def read(index: int) -> NDArray[np.floating]:
+        return np.asarray(read_volume(files[index]).dataobj, dtype=np.float32)
+
+    part.add("ms_ssim", VOLUME, diversity(len(files), read, settings))
 
 
 def add_volumes(part: Part, volumes: ScanSet, settings: Evaluate) -> None:
     for tissue in TISSUES:
         part.add("volume_ml", tissue, mean_estimate(volumes.tissue(tissue), settings))
+
+
+def add_volume_comparison(part: Part, volumes: ScanSet, real: ScanSet, settings: Evaluate) -> None:
+    """Add how tissue volumes differ from those of real scans, and the share of brains within the real range."""
+    for tissue in TISSUES:
+        for name, estimate in compare_volumes(volumes.tissue(tissue), real.tissue(tissue), settings).items():
+            part.add(name, tissue, estimate)
+    brain = volumes.tissue("brain")
+    inside = (brain >= real.tissue("brain").min()) & (brain <= real.tissue("brain").max())
+    part.add("brain_volume_in_real_range", "brain", share_estimate(inside, settings))
 
 
 def add_nearest(part: Part, nearest: Mapping[str, memorisation.Nearest], settings: Evaluate) -> None:
@@ -69,35 +98,47 @@ def add_nearest(part: Part, nearest: Mapping[str, memorisation.Nearest], setting
         part.add(metric, "brain", mean_estimate(found.value, settings), name)
 
 
-def nearest_scans(volumes: ScanSet, scans: Reference, extractor: Extractor) -> dict[str, memorisation.Nearest]:
-    """Return the nearest training scan of each volume by pixels and by features; nothing for no volumes."""
+def add_copies(
+    part: Part,
+    nearest: Mapping[str, memorisation.Nearest],
+    null: Mapping[str, memorisation.Nearest],
+    settings: Evaluate,
+) -> None:
+    """Add the share of volumes that are closer to a training scan than scans which no model was trained on are."""
+    for name, found in null.items():
+        closer = memorisation.closer_than_null(nearest[name].value, found.value, larger_is_closer=name == "pixels")
+        part.add("closer_to_training_than_null", "brain", share_estimate(closer, settings), name)
+
+
+def nearest_scans(volumes: ScanSet, train: ScanSet) -> dict[str, memorisation.Nearest]:
+    """Return the nearest training scan of each volume by pixels and, with a codec, by features; nothing for no volumes."""
     if not len(volumes):
         return {}
-    train = scans.splits["train"]
-    mirrored = extractor.mirror(volumes.features)
-    return {
-        "pixels": memorisation.nearest_by_correlation(volumes.thumbnails, train.thumbnails),
-        extractor.name: memorisation.nearest_by_features(volumes.features, mirrored, train.features),
-    }
+    nearest = {"pixels": memorisation.nearest_by_correlation(volumes.thumbnails, train.thumbnails)}
+    if volumes.features.shape[1]:
+        mirrored = mirror_pooled(volumes.features)
+        nearest[CODEC] = memorisation.nearest_by_features(volumes.features, mirrored, train.features)
+    return nearest
 
 
 def add_scans(
-    part: Part, volumes: ScanSet, split: str, nearest: Mapping[str, memorisation.Nearest], scans: Reference
+    part: Part, volumes: ScanSet, split: str, nearest: Mapping[str, memorisation.Nearest], train: ScanSet
 ) -> None:
-    """Add one row per volume to the table of scans."""
-    train = scans.splits["train"].ids
+    """Add one row per volume to the table of scans; ``nearest`` holds rows of ``train``."""
     for row, scan in enumerate(volumes.ids):
         figures: dict[str, Any] = {
             f"{tissue}_ml": float(volume) for tissue, volume in zip(TISSUES, volumes.tissues[row], strict=True)
         }
-        if nearest:
-            pixels, features = nearest["pixels"], nearest[scans.extractor]
+        if pixels := nearest.get("pixels"):
             figures |= {
-                "nearest_scan": train[pixels.index[row]],
+                "nearest_scan": train.ids[pixels.index[row]],
                 "nearest_correlation": float(pixels.value[row]),
                 "nearest_mirrored": bool(pixels.mirrored[row]),
-                f"nearest_scan_{scans.extractor}": train[features.index[row]],
-                f"nearest_distance_{scans.extractor}": float(features.value[row]),
+            }
+        if features := nearest.get(CODEC):
+            figures |= {
+                "nearest_scan_codec": train.ids[features.index[row]],
+                "nearest_distance_codec": float(features.value[row]),
             }
         part.add_scan(scan, split, figures)
 

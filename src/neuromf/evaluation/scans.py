@@ -1,12 +1,13 @@
 """What evaluation keeps of each volume: features, a thumbnail and tissue volumes, from one pass over the files.
 
-A volume is read, described and forgotten, so memory grows by some 70 kB per volume whatever its size.
+A volume is read, described and forgotten, so memory grows by some 70 kB per volume whatever its size; the features of
+slices stay in the cache until one plane of them is compared.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from neuromf.evaluation.features import Extractor, cached_features
+from neuromf.evaluation.extractors import CODEC, VOLUME, Extractor
+from neuromf.evaluation.features import Rows, cached_features
 from neuromf.evaluation.memorisation import thumbnail
 from neuromf.evaluation.morphometry import TISSUES, tissue_volumes
 from neuromf.tables import SPLITS, atomic_path, file_sha256
@@ -38,9 +40,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class ScanSet:
-    """Descriptions of N volumes: features (N, F), thumbnails (N, x, y, z), tissue volumes in ml (N, 5)."""
+    """Descriptions of N volumes: their hashes, by which extractors' features are found in the cache, features of the codec
+    (N, F) that copies are looked for with (F = 0 without a codec), thumbnails (N, x, y, z), tissue volumes in ml (N, 5)."""
 
     ids: tuple[str, ...]
+    hashes: tuple[str, ...]
     features: NDArray[np.floating]
     thumbnails: NDArray[np.floating]
     tissues: NDArray[np.floating]
@@ -55,12 +59,13 @@ class ScanSet:
 
 @dataclass(frozen=True)
 class Reference:
-    """The real scans of a release by split, the grid they lie on and the extractor that described them."""
+    """The real scans of a release by split, the grid they lie on, the keys of the extractors that described them, and the
+    test split's rows of each extractor and region."""
 
     splits: dict[str, ScanSet]
     grid: Grid
-    extractor: str
-    extractor_key: str
+    keys: dict[str, str]
+    test_rows: dict[str, dict[str, Rows]]
 
     @property
     def every(self) -> ScanSet:
@@ -73,13 +78,27 @@ class Reference:
         return join(self.splits[split] for split in SPLITS if split != "train")
 
 
-def describe(scan_id: str, volume: NDArray[np.floating], grid: Grid, features: NDArray[np.floating]) -> ScanSet:
-    """Return the description of one volume."""
+def describe(
+    scan_id: str,
+    volume: NDArray[np.floating],
+    sha256: str,
+    extractors: Sequence[Extractor],
+    cache: Path,
+    grid: Grid,
+) -> ScanSet:
+    """Return the description of one volume (D, H, W) in [0, 1], after its features are in the cache."""
+    features = np.zeros((1, 0), dtype=np.float32)
+    for extractor in extractors:
+        found = cached_features(volume, sha256, extractor, cache, grid.voxel_mm)
+        if extractor.name == CODEC:
+            features = found[VOLUME]
     tissues = tissue_volumes(volume, grid.voxel_mm).as_array()
-    return ScanSet((scan_id,), features[None], thumbnail(volume)[None], tissues[None])
+    return ScanSet((scan_id,), (sha256,), features, thumbnail(volume)[None], tissues[None])
 
 
-def describe_files(files: Mapping[str, Path], extractor: Extractor, cache: Path, grid: Grid, *, label: str) -> ScanSet:
+def describe_files(
+    files: Mapping[str, Path], extractors: Sequence[Extractor], cache: Path, grid: Grid, *, label: str
+) -> ScanSet:
     """Return the descriptions of volume files (scan id → path), in their order.
 
     Raises:
@@ -91,8 +110,7 @@ def describe_files(files: Mapping[str, Path], extractor: Extractor, cache: Path,
     described = []
     for scan_id, path in tqdm(files.items(), desc=label, unit="volume"):
         volume = np.asarray(read_on_grid(path, grid).dataobj, dtype=np.float32)
-        features = cached_features(volume, file_sha256(path), extractor, cache)
-        described.append(describe(scan_id, volume, grid, features))
+        described.append(describe(scan_id, volume, file_sha256(path), extractors, cache, grid))
     return join(described)
 
 
@@ -101,6 +119,7 @@ def join(sets: Iterable[ScanSet]) -> ScanSet:
     parts = list(sets)
     return ScanSet(
         tuple(scan_id for part in parts for scan_id in part.ids),
+        tuple(sha256 for part in parts for sha256 in part.hashes),
         np.concatenate([part.features for part in parts]),
         np.concatenate([part.thumbnails for part in parts]),
         np.concatenate([part.tissues for part in parts]),
@@ -139,39 +158,56 @@ def read_on_grid(path: Path, grid: Grid) -> nib.Nifti1Image:
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Write the descriptions of a release's real scans as safetensors."""
+    """Write the descriptions of a release's real scans, and the rows of its test split, as safetensors."""
     tensors = {}
     for split, scans in reference.splits.items():
         for name in ("features", "thumbnails", "tissues"):
             tensors[f"{split}/{name}"] = np.ascontiguousarray(getattr(scans, name))
+    for extractor, regions in reference.test_rows.items():
+        for region, rows in regions.items():
+            tensors[f"rows/{extractor}/{region}/values"] = rows.values
+            tensors[f"rows/{extractor}/{region}/counts"] = rows.counts
     about = {
         "ids": {split: scans.ids for split, scans in reference.splits.items()},
+        "hashes": {split: scans.hashes for split, scans in reference.splits.items()},
         "shape": reference.grid.shape,
         "voxel_mm": reference.grid.voxel_mm,
-        "extractor": reference.extractor,
-        "extractor_key": reference.extractor_key,
+        "keys": reference.keys,
+        "regions": {extractor: list(regions) for extractor, regions in reference.test_rows.items()},
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"reference": json.dumps(about)})
 
 
-def read_reference(path: Path, extractor: Extractor) -> Reference:
+def read_reference(path: Path, extractors: Sequence[Extractor]) -> Reference:
     """Read the descriptions of a release's real scans.
 
     Raises:
-        EvaluationError: the file is missing or was made with another extractor or codec.
+        EvaluationError: the file is missing or was made with other extractors, weights or another codec.
     """
     if not path.is_file():
         raise EvaluationError(f"{path} does not exist; evaluate the release's real scans first")
     with safe_open(path, "numpy") as file:
         about = json.loads(file.metadata()["reference"])
-        if about["extractor_key"] != extractor.key:
-            raise EvaluationError(f"{path} was made with another codec; evaluate the release's real scans again")
+        for extractor in extractors:
+            if about["keys"].get(extractor.name) != extractor.key:
+                what = (
+                    "another codec" if extractor.name == CODEC else f"another extractor {extractor.name} or without it"
+                )
+                raise EvaluationError(f"{path} was made with {what}; evaluate the release's real scans again")
         splits = {
             split: ScanSet(
-                tuple(ids), *(file.get_tensor(f"{split}/{name}") for name in ("features", "thumbnails", "tissues"))
+                tuple(ids),
+                tuple(about["hashes"][split]),
+                *(file.get_tensor(f"{split}/{name}") for name in ("features", "thumbnails", "tissues")),
             )
             for split, ids in about["ids"].items()
         }
-    grid = Grid(tuple(about["shape"]), about["voxel_mm"])
-    return Reference(splits, grid, about["extractor"], about["extractor_key"])
+        rows = {
+            name: {
+                region: Rows(*(file.get_tensor(f"rows/{name}/{region}/{part}") for part in ("values", "counts")))
+                for region in regions
+            }
+            for name, regions in about["regions"].items()
+        }
+    return Reference(splits, Grid(tuple(about["shape"]), about["voxel_mm"]), about["keys"], rows)

@@ -21,13 +21,14 @@ class Column:
     title: str
     digits: int
     better: str = ""  # ↑ | ↓ | nothing
-    percent: bool = False
+    scale: float = 1.0  # of what is printed
+    extractor: str = ""  # whose features; "" for figures that have one row only
 
 
 COLUMNS = (
-    Column("frechet_distance", "test", "Fréchet distance (codec)", 2, "↓"),
-    Column("kernel_distance", "test", "KID (codec) ×1000", 1, "↓"),
-    Column("brain_volume_in_real_range", "brain", "Brain volume in real range (%)", 0, "↑", percent=True),
+    Column("frechet_distance", "volume", "Fréchet distance (codec)", 2, "↓", extractor="codec"),
+    Column("kernel_distance", "volume", "KID (codec) ×1000", 1, "↓", 1000.0, "codec"),
+    Column("brain_volume_in_real_range", "brain", "Brain volume in real range (%)", 0, "↑", 100.0),
     Column("cohens_d", "brain", "Cohen's d, brain", 2),
     Column("cohens_d", "grey", "Cohen's d, grey matter", 2),
     Column("cohens_d", "deep_csf", "Cohen's d, deep fluid", 2),
@@ -39,7 +40,6 @@ CODEC_COLUMNS = (
     Column("ssim", "brain_box", "SSIM", 3, "↑"),
     Column("mae", "brain", "Mean absolute error", 4, "↓"),
 )
-_SCALE = {"KID (codec) ×1000": 1000.0}
 _ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9}
 MISSING = "–"
 
@@ -57,7 +57,7 @@ def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> 
         chosen = metrics[
             (metrics["run"] == key.run) & _same(metrics["seed"], key.seed) & _same(metrics["nfe"], key.nfe)
         ]
-        found = [chosen[(chosen["metric"] == c.metric) & (chosen["region"] == c.region)] for c in columns]
+        found = [_rows(chosen, column) for column in columns]
         if all(cell.empty for cell in found):
             continue
         name = "real train vs real test" if key.run == "real" else run_label(key.run)
@@ -69,14 +69,39 @@ def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> 
     return pd.DataFrame(rows)
 
 
+def extractor_columns(metrics: pd.DataFrame) -> tuple[Column, ...]:
+    """Return the columns of KID and Fréchet distance of each extractor besides the codec, region by region."""
+    rows = metrics[(metrics["metric"] == "frechet_distance") & (metrics["extractor"] != "codec")]
+    found = dict.fromkeys(zip(rows["extractor"], rows["region"], strict=True))
+    columns = []
+    for extractor, region in found:
+        kernel, frechet = distance_names(extractor)
+        columns += [
+            Column("kernel_distance", region, f"{kernel}, {region} ×1000", 2, "↓", 1000.0, extractor),
+            Column("frechet_distance", region, f"{frechet}, {region}", 2, "↓", extractor=extractor),
+        ]
+    return tuple(columns)
+
+
+def distance_names(extractor: str) -> tuple[str, str]:
+    """Return what the kernel and the Fréchet distance of an extractor are called: only Inception's are KID and FID."""
+    if extractor == "inception":
+        return "KID", "FID"
+    return f"KID ({extractor})", f"Fréchet distance ({extractor})"
+
+
 def write_csv(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the codec's columns included, as CSV."""
-    write_text(path, metric_table(metrics, COLUMNS + CODEC_COLUMNS).to_csv(index=False))
+    """Write the table, the columns of the codec and of further extractors included, as CSV."""
+    write_text(path, metric_table(metrics, COLUMNS + extractor_columns(metrics) + CODEC_COLUMNS).to_csv(index=False))
 
 
 def write_latex(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the codec's columns included, as a LaTeX tabular (needs no package)."""
-    table = metric_table(metrics, COLUMNS + CODEC_COLUMNS)
+    """Write the table, the columns of the codec and of further extractors included, as a LaTeX tabular."""
+    latex_table(metric_table(metrics, COLUMNS + extractor_columns(metrics) + CODEC_COLUMNS), path)
+
+
+def latex_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of text as a LaTeX tabular (needs no package)."""
     header = " & ".join(_latex(title) for title in table.columns)
     body = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.itertuples(index=False)]
     columns = "l" + "r" * (len(table.columns) - 1)
@@ -105,11 +130,16 @@ def figure_of(
     return chosen.iloc[0] if len(chosen) else None
 
 
+def _rows(metrics: pd.DataFrame, column: Column) -> pd.DataFrame:
+    """Return the rows of a column's figure."""
+    chosen = (metrics["metric"] == column.metric) & (metrics["region"] == column.region)
+    return metrics[chosen & (metrics["extractor"] == column.extractor)] if column.extractor else metrics[chosen]
+
+
 def _cell(row: pd.Series, column: Column) -> str:
     if pd.isna(row["value"]):
         return MISSING
-    scale = 100.0 if column.percent else _SCALE.get(column.title, 1.0)
-    value, low, high = (float(row[name]) * scale for name in ("value", "ci_low", "ci_high"))
+    value, low, high = (float(row[name]) * column.scale for name in ("value", "ci_low", "ci_high"))
     text = f"{value:.{column.digits}f}"
     return text if pd.isna(low) else f"{text} [{low:.{column.digits}f}, {high:.{column.digits}f}]"
 

@@ -5,8 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from neuromf.evaluation import evaluate
+from neuromf.evaluation.distances import METRICS
 from neuromf.evaluation.evaluate import evaluate_noise, evaluate_reference, evaluate_samples, merge_metrics
+from neuromf.evaluation.extractors import Extractor, codec_extractor
+from neuromf.evaluation.extractors.slices import by_slice
 from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS
 from neuromf.evaluation.scans import EvaluationError
 
@@ -48,7 +53,8 @@ class Release:
     def noise(self):
         evaluate_noise(
             self.reference, self.codec, self.settings, release="demo", latent_mean=[0.2] * 4, latent_std=[0.3] * 4,
-            latent_shape=(4, 8, 8, 8), n=6, seed=0, part=self.part("noise"),
+            latent_shape=(4, 8, 8, 8), n=6, seed=0,
+            cache=self.folder / "cache", part=self.part("noise"),
         )  # fmt: skip
 
     def merged(self):
@@ -91,6 +97,11 @@ def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     assert figure(metrics, "good", "seconds_per_volume", "total")["value"] == pytest.approx(0.5)
     assert figure(metrics, "reconstruction", "psnr")["value"] == pytest.approx(31)
     assert figure(metrics, "linear_reconstruction", "ssim")["n"] == 3
+
+    for metric in METRICS:
+        assert figure(metrics, "good", metric, "volume", "codec")["n"] == 12
+    assert figure(metrics, "copies", "ms_ssim")["value"] > 0 and figure(metrics, "real", "ms_ssim")["n"] == 34
+    assert figure(metrics, "noise", "coverage")["value"] < 0.2 < figure(metrics, "good", "coverage")["value"]
 
     distances = metrics[metrics["metric"].isin(["frechet_distance", "kernel_distance"])]
     assert (distances["ci_low"] <= distances["value"]).all() and (distances["value"] <= distances["ci_high"]).all()
@@ -135,7 +146,8 @@ def test_what_cannot_be_evaluated_is_refused_with_the_remedy(release, write_brai
     with pytest.raises(EvaluationError, match="decode to"):
         evaluate_noise(
             release.reference, release.codec, release.settings, release="demo", latent_mean=[0.0] * 4,
-            latent_std=[1.0] * 4, latent_shape=(4, 4, 4, 4), n=2, seed=0, part=release.folder / "x.json",
+            latent_std=[1.0] * 4, latent_shape=(4, 4, 4, 4), n=2, seed=0,
+            cache=release.folder / "cache", part=release.folder / "x.json",
         )  # fmt: skip
 
 
@@ -145,3 +157,22 @@ def test_two_parts_of_one_run_are_refused(release):
         merge_metrics(release.parts * 2, metrics=release.folder / "m.parquet", scans=release.folder / "s.parquet")
     with pytest.raises(ValueError, match="nothing to merge"):
         merge_metrics([], metrics=release.folder / "m.parquet", scans=release.folder / "s.parquet")
+
+
+def test_slices_of_another_extractor_are_compared_plane_by_plane(release, monkeypatch):
+    def load(name, *, codec, **kwargs):
+        by_mean = by_slice(lambda slices: torch.stack([slices.mean((1, 2)), slices.std((1, 2))], dim=1))
+        return codec_extractor(codec) if name == "codec" else Extractor(name, "0" * 64, by_mean)
+
+    monkeypatch.setattr(evaluate, "load_extractor", load)
+    release.settings = release.settings.model_copy(update={"extractors": ("codec", "squeezenet")})
+    release.real(train=range(8), val=[8], test=range(9, 17))
+    release.samples("good", range(100, 108))
+    metrics, _ = release.merged()
+    for plane in ("axial", "coronal", "sagittal"):
+        row = figure(metrics, "good", "frechet_distance", plane, "squeezenet")
+        assert row["n"] == 8 and row["ci_low"] <= row["value"] <= row["ci_high"]
+    assert figure(metrics, "real", "coverage", "axial", "squeezenet")["value"] > 0
+    release.settings = release.settings.model_copy(update={"extractors": ("codec", "squeezenet", "inception")})
+    with pytest.raises(EvaluationError, match="without it; evaluate the release's real scans again"):
+        release.samples("other", range(100, 103))

@@ -1,40 +1,44 @@
 import numpy as np
 import pytest
-import torch
 
-from neuromf.evaluation.features import cached_features, codec_extractor, mirror_pooled, pool_latents
-
-
-def test_pooling_gives_means_then_standard_deviations_of_octants():
-    z = torch.randn(2, 3, 8, 8, 8, dtype=torch.float64)
-    pooled = pool_latents(z).reshape(2, 2, 3, 2, 2, 2)
-    octant = z[1, 2, 4:, :4, 4:]
-    assert pooled[1, 0, 2, 1, 0, 1] == pytest.approx(octant.mean().item())
-    assert pooled[1, 1, 2, 1, 0, 1] == pytest.approx(octant.std(correction=0).item())
-
-
-@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 6, 5)])
-def test_mirrored_features_are_those_of_the_mirrored_latent(shape):
-    z = torch.randn(3, 4, *shape)
-    mirrored = mirror_pooled(pool_latents(z).numpy())
-    assert np.allclose(mirrored, pool_latents(z.flip(2)).numpy())
+from neuromf.evaluation.extractors import VOLUME, codec_extractor
+from neuromf.evaluation.features import cached_features, cached_regions, gather, one_row_each, rows_of
 
 
 def test_features_come_from_the_cache_until_volume_or_codec_change(brain, codec, tmp_path):
     extractor = codec_extractor(codec)
     volume = brain(0)
-    first = cached_features(volume, "aa", extractor, tmp_path)
-    assert (cached_features(volume, "aa", extractor, tmp_path) == first).all() and codec.encoded == 1
-    cached_features(brain(1), "bb", extractor, tmp_path)
+    first = cached_features(volume, "aa", extractor, tmp_path, 6.0)[VOLUME]
+    assert first.shape == (1, 64)
+    assert (cached_features(volume, "aa", extractor, tmp_path, 6.0)[VOLUME] == first).all() and codec.encoded == 1
+    cached_features(brain(1), "bb", extractor, tmp_path, 6.0)
     assert codec.encoded == 2
     codec.sha256 = "1" * 64
-    cached_features(volume, "aa", codec_extractor(codec), tmp_path)
+    cached_features(volume, "aa", codec_extractor(codec), tmp_path, 6.0)
     assert codec.encoded == 3
 
 
 def test_a_damaged_cache_file_is_computed_again(brain, codec, tmp_path):
     extractor = codec_extractor(codec)
-    first = cached_features(brain(0), "aa", extractor, tmp_path)
+    first = cached_features(brain(0), "aa", extractor, tmp_path, 6.0)[VOLUME]
     (path,) = tmp_path.rglob("aa.safetensors")
     path.write_bytes(path.read_bytes()[:40])
-    assert (cached_features(brain(0), "aa", extractor, tmp_path) == first).all()
+    assert (cached_features(brain(0), "aa", extractor, tmp_path, 6.0)[VOLUME] == first).all()
+
+
+def test_gathered_rows_keep_the_order_of_the_scans(brain, codec, tmp_path):
+    extractor = codec_extractor(codec)
+    found = {name: cached_features(brain(i), name, extractor, tmp_path, 6.0) for i, name in enumerate("abc")}
+    rows = gather(tmp_path, extractor, ["c", "a"], VOLUME)
+    assert (rows.values == np.concatenate([found["c"][VOLUME], found["a"][VOLUME]])).all() and len(rows) == 2
+    assert cached_regions(tmp_path, extractor, "b") == [VOLUME]
+
+
+def test_rows_of_scans_stay_together():
+    rows = rows_of([np.full((2, 3), 0.0), np.full((1, 3), 1.0), np.full((3, 3), 2.0)])
+    assert rows.starts.tolist() == [0, 2, 3]
+    chosen = rows.of_scans([2, 0])
+    assert chosen.values[:, 0].tolist() == [2, 2, 2, 0, 0] and chosen.counts.tolist() == [3, 2]
+    assert len(one_row_each(np.zeros((4, 2)))) == 4
+    with pytest.raises(ValueError, match="one F"):
+        one_row_each(np.zeros(3))

@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from torch_fidelity.metric_kid import kernel_mmd
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from neuromf.evaluation import frechet
-from neuromf.evaluation.frechet import frechet_distance, frechet_estimate, kernel_distance, kernel_estimate
+from neuromf.evaluation.features import Rows, one_row_each
+from neuromf.evaluation.frechet import extrapolated_frechet, frechet_distance, frechet_estimate
 
 
 def scipy_frechet(x, y):
@@ -46,32 +48,63 @@ def test_frechet_is_finite_and_right_with_fewer_scans_than_features():
     assert frechet_distance(constant, y) == pytest.approx(np.sum(y.mean(0) ** 2) + np.trace(np.cov(y, rowvar=False)))
 
 
-def test_kernel_distance_equals_torch_fidelitys():
-    x, y = features(0, 40, 16), features(1, 40, 16, shift=0.3)
-    expected = kernel_mmd(x, y)  # its defaults
-    assert kernel_distance(x, y) == pytest.approx(float(expected), rel=1e-9)
+@pytest.mark.parametrize(("n", "m"), [(60, 45), (5, 45), (12, 9)])
+def test_frechet_equals_torch_fidelitys(n, m):
+    x, y = features(0, n, 10), features(1, m, 10, shift=0.4)
+    statistics = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (x, y)]
+    expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-5)
 
 
-def test_kernel_distance_is_unbiased():
-    draws = [kernel_distance(features(i, 10, 8), features(i + 1000, 6, 8)) for i in range(300)]
-    assert abs(np.mean(draws)) < 4 * np.std(draws) / np.sqrt(300)
+def slices(seed, scans, each, dims, shift=0.0):
+    """Rows of scans, those of one scan alike."""
+    own = np.repeat(features(seed, scans, dims, shift), each, axis=0)
+    return Rows(own + 0.3 * features(seed + 500, scans * each, dims), np.full(scans, each))
 
 
 def test_intervals_hold_the_value_repeat_and_shrink_with_scans(settings):
-    for estimate in (frechet_estimate, kernel_estimate):
-        few = estimate(features(0, 12, 8), features(1, 12, 8, shift=0.5), settings)
-        many = estimate(features(0, 120, 8), features(1, 120, 8, shift=0.5), settings)
-        assert few.low <= few.value <= few.high and few.n == 12
-        assert many.high - many.low < few.high - few.low
-        assert estimate(features(0, 12, 8), features(1, 12, 8, shift=0.5), settings) == few
+    def estimate(n):
+        return frechet_estimate(one_row_each(features(0, n, 8)), one_row_each(features(1, n, 8, shift=0.5)), settings)
+
+    few, many = estimate(12), estimate(120)
+    assert few.low <= few.value <= few.high and few.n == 12
+    assert many.high - many.low < few.high - few.low
+    assert estimate(12) == few
 
 
-def test_kernel_resamples_are_unbiased_for_the_value(settings):
-    x, y = features(0, 15, 8), features(1, 12, 8, shift=0.5)
-    wide = settings.model_copy(update={"bootstrap": 4000})
-    counts = frechet.resample_counts(15, wide, 0), frechet.resample_counts(12, wide, 1)
-    draws = frechet._weighted_kernel_distance(x, y, *counts)
-    assert draws.mean() == pytest.approx(kernel_distance(x, y), abs=4 * draws.std() / np.sqrt(4000))
+def test_slices_have_the_value_of_all_rows_and_intervals_of_scans(settings):
+    x, y = slices(0, 12, 5, 10), slices(1, 12, 5, 10, shift=0.5)
+    grouped = frechet_estimate(x, y, settings)
+    assert grouped.value == frechet_distance(x.values, y.values) and grouped.low <= grouped.value <= grouped.high
+    alone = frechet_estimate(one_row_each(x.values), one_row_each(y.values), settings)
+    assert alone.value == grouped.value and grouped.high - grouped.low > 1.3 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("dims", [10, 200])
+def test_resamples_in_leading_components_are_those_of_all_features(dims, monkeypatch):
+    x, y = slices(0, 6, 3, dims), slices(1, 5, 3, dims, shift=0.3)
+    w, v = np.array([[2, 0, 1, 3, 0, 0.0], [1, 1, 1, 1, 1, 1]]), np.array([[1, 1, 0, 2, 1.0], [1, 1, 1, 1, 1]])
+    expected = [
+        frechet_distance(*(rows.of_scans(np.repeat(np.arange(len(c)), c.astype(int))).values
+                           for rows, c in ((x, w[i]), (y, v[i]))))
+        for i in range(2)
+    ]  # fmt: skip
+    assert frechet._leading_frechet(x, y, w, v) == pytest.approx(expected, rel=1e-5)  # 33 rows: all is in 64 components
+    monkeypatch.setattr(frechet, "LEADING", 3)
+    assert (frechet._leading_frechet(x, y, w, v) < expected).all()
+
+
+def test_extrapolation_takes_away_the_bias_of_few_scans(settings):
+    few = [
+        (one_row_each(features(2 * i, 40, 6)), one_row_each(features(2 * i + 1, 40, 6, shift=0.3))) for i in range(20)
+    ]
+    truth = 6 * 0.3**2
+    plain = np.mean([frechet_distance(x.values, y.values) for x, y in few])
+    extrapolated = np.mean([extrapolated_frechet(x, y, settings).value for x, y in few])
+    assert abs(extrapolated - truth) < 0.5 * abs(plain - truth)
+    found = extrapolated_frechet(*few[0], settings)
+    assert found == extrapolated_frechet(*few[0], settings) and found.low is None and found.n == 40
+    assert extrapolated_frechet(one_row_each(features(0, 3, 6)), few[0][1], settings).value is None
 
 
 def test_resampled_distance_equals_the_distance_of_the_repeated_rows():

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from neuromf.evaluation.features import codec_extractor
+from neuromf.evaluation.extractors import VOLUME, codec_extractor
+from neuromf.evaluation.extractors.codec import mirror_pooled
 from neuromf.evaluation.memorisation import closer_than_null, nearest_by_correlation, nearest_by_features, thumbnail
 
 
@@ -13,8 +14,9 @@ def described(brain, codec):
     extractor = codec_extractor(codec)
 
     def describe(volumes):
-        features = np.stack([extractor.compute(torch.from_numpy(np.ascontiguousarray(v))).numpy() for v in volumes])
-        return np.stack([thumbnail(v) for v in volumes]), features, extractor.mirror(features)
+        tensors = [torch.from_numpy(np.ascontiguousarray(v)) for v in volumes]
+        features = np.concatenate([extractor.compute(v, 6.0)[VOLUME].numpy() for v in tensors])
+        return np.stack([thumbnail(v) for v in volumes]), features, mirror_pooled(features)
 
     return describe
 

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from neuromf.evaluation.features import codec_extractor
+from neuromf.evaluation.extractors import VOLUME, codec_extractor
+from neuromf.evaluation.features import gather
 from neuromf.evaluation.scans import (
     EvaluationError,
     Grid,
@@ -19,10 +22,10 @@ GRID = Grid((32, 32, 32), 6.0)
 def test_files_are_described_in_their_order_and_features_cached(write_brains, codec, tmp_path):
     files = write_brains("real", [3, 1, 2])
     extractor = codec_extractor(codec)
-    scans = describe_files(files, extractor, tmp_path / "cache", GRID, label="real")
+    scans = describe_files(files, [extractor], tmp_path / "cache", GRID, label="real")
     assert scans.ids == tuple(files) and scans.features.shape == (3, 64) and scans.thumbnails.shape == (3, 32, 32, 32)
     assert scans.tissue("brain") == pytest.approx(scans.tissues[:, 0])
-    again = describe_files(files, extractor, tmp_path / "cache", GRID, label="real")
+    again = describe_files(files, [extractor], tmp_path / "cache", GRID, label="real")
     assert codec.encoded == 3 and (again.features == scans.features).all()
 
 
@@ -38,15 +41,15 @@ def test_a_volume_on_another_grid_is_refused_by_name(affine, shape, message, cod
     path = tmp_path / "odd.nii.gz"
     write_volume(path, np.random.default_rng(0).random(shape, np.float32), affine, np.float32)
     with pytest.raises(EvaluationError, match=rf"odd\.nii\.gz.*{message}"):
-        describe_files({"odd": path}, codec_extractor(codec), tmp_path / "cache", GRID, label="odd")
+        describe_files({"odd": path}, [codec_extractor(codec)], tmp_path / "cache", GRID, label="odd")
 
 
 def test_unreadable_missing_and_no_volumes_are_errors(codec, tmp_path):
     extractor = codec_extractor(codec)
     with pytest.raises(VolumeError, match="does not exist"):
-        describe_files({"a": tmp_path / "a.nii.gz"}, extractor, tmp_path, GRID, label="x")
+        describe_files({"a": tmp_path / "a.nii.gz"}, [extractor], tmp_path, GRID, label="x")
     with pytest.raises(EvaluationError, match="no volumes"):
-        describe_files({}, extractor, tmp_path, GRID, label="x")
+        describe_files({}, [extractor], tmp_path, GRID, label="x")
 
 
 def test_the_grid_must_be_isotropic_and_ras(tmp_path):
@@ -62,15 +65,21 @@ def test_the_grid_must_be_isotropic_and_ras(tmp_path):
 def test_reference_is_the_same_after_reading_and_tied_to_its_codec(write_brains, codec, tmp_path):
     extractor = codec_extractor(codec)
     splits = {
-        split: describe_files(write_brains(split, seeds), extractor, tmp_path / "cache", GRID, label=split)
+        split: describe_files(write_brains(split, seeds), [extractor], tmp_path / "cache", GRID, label=split)
         for split, seeds in {"train": [1, 2, 3], "val": [4], "test": [5, 6]}.items()
     }
-    write_reference(tmp_path / "reference.safetensors", Reference(splits, GRID, extractor.name, extractor.key))
-    found = read_reference(tmp_path / "reference.safetensors", extractor)
+    rows = gather(tmp_path / "cache", extractor, splits["test"].hashes, VOLUME)
+    reference = Reference(splits, GRID, {"codec": extractor.key}, {"codec": {VOLUME: rows}})
+    write_reference(tmp_path / "reference.safetensors", reference)
+    found = read_reference(tmp_path / "reference.safetensors", [extractor])
     assert found.grid == GRID and len(found.every) == 6 and found.held_out.ids[0] == "sub-004_T1w"
     assert (found.splits["train"].thumbnails == splits["train"].thumbnails).all()
+    assert (found.test_rows["codec"][VOLUME].values == splits["test"].features).all()
+    assert found.splits["val"].hashes == splits["val"].hashes
     codec.sha256 = "1" * 64
     with pytest.raises(EvaluationError, match="another codec"):
-        read_reference(tmp_path / "reference.safetensors", codec_extractor(codec))
+        read_reference(tmp_path / "reference.safetensors", [codec_extractor(codec)])
+    with pytest.raises(EvaluationError, match="another extractor squeezenet or without it"):
+        read_reference(tmp_path / "reference.safetensors", [extractor, replace(extractor, name="squeezenet")])
     with pytest.raises(EvaluationError, match="does not exist"):
-        read_reference(tmp_path / "none.safetensors", extractor)
+        read_reference(tmp_path / "none.safetensors", [extractor])

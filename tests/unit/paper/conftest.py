@@ -32,16 +32,16 @@ def make_metrics(nfes=(1, 2)):
         rows.append(("demo", run, seed, nfe, metric, region, extractor, value, *interval, 16))
 
     for run, value in (("real", 0.5), ("reconstruction", 0.2), ("noise", 12.0)):
-        add(run, None, None, "frechet_distance", "test", value, "codec")
-        add(run, None, None, "kernel_distance", "test", value / 100, "codec")
+        add(run, None, None, "frechet_distance", "volume", value, "codec")
+        add(run, None, None, "kernel_distance", "volume", value / 100, "codec")
     for run in ("reconstruction", "linear_reconstruction"):
         add(run, None, None, "psnr", "brain_box", 27.5)
         add(run, None, None, "ssim", "brain_box", 0.91)
         add(run, None, None, "mae", "brain", 0.03)
     for run in ("meanflow", "rectified_flow"):
         for nfe in nfes:
-            add(run, 0, nfe, "frechet_distance", "test", 2.0 if run == "meanflow" else 4.0, "codec")
-            add(run, 0, nfe, "kernel_distance", "test", None, "codec")
+            add(run, 0, nfe, "frechet_distance", "volume", 2.0 if run == "meanflow" else 4.0, "codec")
+            add(run, 0, nfe, "kernel_distance", "volume", None, "codec")
             add(run, 0, nfe, "brain_volume_in_real_range", "brain", 0.9)
             add(run, 0, nfe, "closer_to_training_than_null", "brain", 0.06, "pixels")
             for stage, seconds in (("network", 0.1 * nfe), ("decode", 0.5), ("total", 0.5 + 0.1 * nfe)):

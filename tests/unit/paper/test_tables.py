@@ -31,6 +31,6 @@ def test_csv_and_latex_hold_the_same_cells(metrics, tmp_path):
 
 
 def test_one_figure_is_found_or_none(metrics):
-    assert figure_of(metrics, "meanflow", "frechet_distance", "test", nfe=2)["value"] == 2.0
-    assert figure_of(metrics, "meanflow", "kernel_distance", "test", nfe=2) is None
-    assert figure_of(metrics, "other", "frechet_distance", "test") is None
+    assert figure_of(metrics, "meanflow", "frechet_distance", "volume", nfe=2)["value"] == 2.0
+    assert figure_of(metrics, "meanflow", "kernel_distance", "volume", nfe=2) is None
+    assert figure_of(metrics, "other", "frechet_distance", "volume") is None

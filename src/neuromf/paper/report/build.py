@@ -244,6 +244,7 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
 
 
 def _metric_figures(metrics: pd.DataFrame) -> list[Picture]:
+    metrics = metrics[metrics["extractor"] == "codec"]
     plots = [
         ("frechet_distance", "Fréchet distance (codec) to the test split", "distance, log scale", True),
         ("kernel_distance", "KID (codec) to the test split", "squared MMD", False),

@@ -24,13 +24,13 @@ class KeyFigure:
 
 def key_figures(metrics: pd.DataFrame, run: str, nfe: int) -> list[KeyFigure]:
     """Return the figures of the main run that a reader asks for first; what was not measured is left out."""
-    floor = figure_of(metrics, "real", "frechet_distance", "test")
+    floor = figure_of(metrics, "real", "frechet_distance", "volume", extractor="codec")
     network = figure_of(metrics, run, "seconds_per_volume", "network", nfe)
     psnr = figure_of(metrics, "reconstruction", "psnr", "brain_box")
     cards = [
         _card(
             "Fréchet distance (codec)",
-            figure_of(metrics, run, "frechet_distance", "test", nfe),
+            figure_of(metrics, run, "frechet_distance", "volume", nfe, "codec"),
             "{:.2f}",
             "" if floor is None else f"real train vs real test: {floor['value']:.2f}",
         ),
@@ -73,7 +73,7 @@ def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int]
         f"The release has {sum(counts.values())} scans: {counts['train']} to train on, {counts['val']} to validate and"
         f" {counts['test']} held back for testing; {lost}.",
     ]
-    sample = figure_of(metrics, run, "frechet_distance", "test", nfe)
+    sample = figure_of(metrics, run, "frechet_distance", "volume", nfe, "codec")
     if sample is not None:
         text.append(
             f"With {evaluations}, {run_label(run)} generates brains whose distribution lies {sample['value']:.2f} from the"
@@ -92,7 +92,9 @@ def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int]
 
 def _comparisons(metrics: pd.DataFrame, run: str, nfe: int, distance: float) -> list[str]:
     text = []
-    floor, noise = (figure_of(metrics, name, "frechet_distance", "test") for name in ("real", "noise"))
+    floor, noise = (
+        figure_of(metrics, name, "frechet_distance", "volume", extractor="codec") for name in ("real", "noise")
+    )
     if floor is not None:
         text.append(
             f"Two groups of real scans, train and test, lie {floor['value']:.2f} apart by the same measure: a perfect"
@@ -105,7 +107,7 @@ def _comparisons(metrics: pd.DataFrame, run: str, nfe: int, distance: float) -> 
         )
     others = metrics[metrics["nfe"].notna() & (metrics["nfe"] == nfe) & (metrics["run"] != run)]["run"].unique()
     for other in others:
-        row = figure_of(metrics, other, "frechet_distance", "test", nfe)
+        row = figure_of(metrics, other, "frechet_distance", "volume", nfe, "codec")
         if row is not None:
             text.append(f"{run_label(other).capitalize()} at the same cost lies at {row['value']:.2f}.")
     return text

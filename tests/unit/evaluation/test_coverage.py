@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+from neuromf.evaluation.coverage import coverage_estimates, radii
+from neuromf.evaluation.features import Rows, one_row_each
+
+
+def features(seed, n, dims=5, shift=0.0, scale=1.0):
+    return shift + scale * np.random.default_rng(seed).normal(size=(n, dims))
+
+
+def brute_force(fake, real, k):
+    """Density and coverage as Naeem et al. define them, by loops."""
+
+    def radius(rows, i):
+        return sorted(np.linalg.norm(rows[j] - rows[i]) for j in range(len(rows)) if j != i)[k - 1]
+
+    limits = [radius(real, j) for j in range(len(real))]
+    inside = [[np.linalg.norm(f - r) < limit for r, limit in zip(real, limits, strict=True)] for f in fake]
+    return np.sum(inside) / (k * len(fake)), np.any(inside, axis=0).mean()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 1.5])
+def test_agrees_with_torch_fidelity_and_brute_force(settings, shift):
+    x, y = features(0, 40, shift=shift, scale=0.8), features(1, 30)
+    found = coverage_estimates(one_row_each(x), one_row_each(y), settings)
+    precision, recall = calculate_precision_recall_full(torch.from_numpy(x), torch.from_numpy(y))
+    density, coverage = brute_force(x, y, 5)
+    assert found["precision"].value == pytest.approx(precision) and found["recall"].value == pytest.approx(recall)
+    assert found["density"].value == pytest.approx(density) and found["coverage"].value == pytest.approx(coverage)
+    assert all(e.low <= e.value <= e.high and e.n == 40 for e in found.values())
+
+
+def test_copies_and_strangers(settings):
+    y = features(1, 20)
+    same = coverage_estimates(one_row_each(y), one_row_each(y), settings)
+    assert same["precision"].value == same["recall"].value == same["coverage"].value == 1
+    far = coverage_estimates(one_row_each(y + 100), one_row_each(y), settings)
+    assert all(e.value == 0 for e in far.values())
+
+
+def test_slices_of_one_scan_are_resampled_together(settings):
+    own = np.repeat(features(0, 8, scale=2), 6, axis=0)
+    x = Rows(own + 0.1 * features(1, 48), np.full(8, 6))
+    y = one_row_each(features(2, 30))
+    grouped = coverage_estimates(x, y, settings)["precision"]
+    alone = coverage_estimates(one_row_each(x.values), y, settings)["precision"]
+    assert grouped.value == alone.value and grouped.high - grouped.low > alone.high - alone.low and grouped.n == 8
+
+
+def test_too_few_rows_have_no_value(settings):
+    found = coverage_estimates(one_row_each(features(0, 4)), one_row_each(features(1, 5)), settings)
+    assert found["density"].value is None and found["coverage"].value is None
+    assert found["precision"].value is not None and found["recall"].value is not None
+    assert radii(features(0, 6), 5).shape == (6,)
