@@ -94,6 +94,57 @@ def generate(
         )
 
 
+@app.command()
+def evaluate(
+    real: Annotated[Path, typer.Option(help="Folder of real, skull-stripped volumes (.nii, .nii.gz).")],
+    synthetic: Annotated[Path, typer.Option(help="Folder of generated volumes.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to; its cache lets an interrupted call go on.")],
+    train: Annotated[
+        Path | None, typer.Option(help="Folder of the model's training scans, to look for copies.")
+    ] = None,
+    extractor: Annotated[
+        list[str] | None, typer.Option(help="Name; may be given several times. Default: all whose weights are there.")
+    ] = None,
+    weights_dir: Annotated[Path | None, typer.Option(help="Folder of published weights; or NEUROMF_WEIGHTS.")] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="Weights of the extractor `codec`: a path, or `demo`, trained on 3 mm voxels.")
+    ] = None,
+    spacing: Annotated[
+        float | None, typer.Option(min=0.1, help="Voxel size in mm; default: the coarsest found, if they differ.")
+    ] = None,
+    intensity: Annotated[
+        str, typer.Option(help="keep, or percentile: the brain's 99.5th percentile becomes 1.")
+    ] = "keep",
+    bootstrap: Annotated[int, typer.Option(min=100, help="Resamples of scans behind each interval.")] = 1000,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Compare two folders of volumes: distances, tissue volumes, copies; tables as parquet, JSON, CSV and LaTeX."""
+    from neuromf.codec.maisi import load_codec
+    from neuromf.config import Codec, Evaluate
+    from neuromf.device import choose_device
+    from neuromf.evaluation.compare import evaluate_folders
+    from neuromf.paper.comparison import write_comparison
+
+    if intensity not in ("keep", "percentile"):
+        raise typer.BadParameter("keep or percentile", param_hint="--intensity")
+    with _readable_errors():
+        chosen = choose_device(device)
+        evaluate_folders(
+            real,
+            synthetic,
+            out,
+            train=train,
+            extractors=extractor,
+            codec=load_codec(Codec(weights=codec), weights_dir=weights_dir, device=chosen) if codec else None,
+            weights_dir=weights_dir,
+            spacing_mm=spacing,
+            intensity="keep" if intensity == "keep" else "percentile",
+            settings=Evaluate(bootstrap=bootstrap),
+            device=chosen,
+        )
+        print(write_comparison(out))
+
+
 class _readable_errors:
     """End with the message of an expected error instead of a traceback."""
 

@@ -1,0 +1,214 @@
+"""Any two folders of volumes, real and synthetic, compared by all figures of the evaluation (`neuromf evaluate`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuromf import __version__
+from neuromf.config import Evaluate
+from neuromf.evaluation.distances import biased_by_few_scans, compare_rows
+from neuromf.evaluation.extractors import CARDS, CODEC, VOLUME, Extractor, VolumeCodec, available, load_extractor
+from neuromf.evaluation.features import cached_regions, gather
+from neuromf.evaluation.folders import Found, Intensity, Rules, common_rules, on_grid, survey, volume_files, volumes
+from neuromf.evaluation.inference import Estimate
+from neuromf.evaluation.measure import (
+    add_copies,
+    add_nearest,
+    add_scans,
+    add_volume_comparison,
+    add_volumes,
+    nearest_scans,
+)
+from neuromf.evaluation.ms_ssim import diversity
+from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, Part, write_parquet
+from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
+from neuromf.provenance import code_hash, git_commit
+from neuromf.tables import content_hash, write_json
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_folders(
+    real: Path,
+    synthetic: Path,
+    out: Path,
+    *,
+    train: Path | None = None,
+    extractors: Sequence[str] | None = None,
+    codec: VolumeCodec | None = None,
+    weights_dir: Path | None = None,
+    spacing_mm: float | None = None,
+    intensity: Intensity = "keep",
+    settings: Evaluate,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Compare a folder of synthetic volumes with one of real ones; writes metrics.parquet, metrics.json, scans.parquet.
+
+    Features are kept in ``out/cache``: an evaluation that was interrupted goes on where it was.
+
+    Args:
+        train: folder of the scans a model was trained on, for copies; the real scans are then the null and must be others.
+        extractors: names; None: `codec` when there is one, and all others whose weights are there.
+        codec: what the extractor `codec` and the search for copies by features use.
+        weights_dir: folder of published weights; None: the environment's NEUROMF_WEIGHTS.
+        spacing_mm, intensity: see `neuromf.evaluation.folders`.
+
+    Raises:
+        EvaluationError: folders without volumes, or such that cannot be compared; names the file and the remedy.
+        ExtractorError: an extractor that was asked for and cannot be used.
+        VolumeError: a volume that cannot be read.
+    """
+    cache = out / "cache"
+    loaded = _load(extractors, codec, weights_dir, device)
+    folders = {"real": real, "synthetic": synthetic} | ({"train": train} if train else {})
+    found = {name: survey(volume_files(folder), cache, label=name) for name, folder in folders.items()}
+    _warn_of_copies(found)
+    rules = common_rules(found, spacing_mm=spacing_mm, intensity=intensity)
+    sets = {name: _describe(one, folders[name], rules, loaded, cache, label=name) for name, one in found.items()}
+
+    floor, figures = Part("folders", "real"), Part("folders", "synthetic")
+    features = _add_distances(floor, figures, sets, loaded, cache, settings)
+    for part, name in ((floor, "real"), (figures, "synthetic")):
+        part.add("ms_ssim", VOLUME, _diversity(found[name], rules, settings))
+        add_volumes(part, sets[name], settings)
+    add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
+    nearest = {name: nearest_scans(sets[name], sets["train"]) if train else {} for name in ("real", "synthetic")}
+    if train:
+        add_nearest(floor, nearest["real"], settings)
+        add_nearest(figures, nearest["synthetic"], settings)
+        add_copies(figures, nearest["synthetic"], nearest["real"], settings)
+    trained = sets.get("train", sets["real"])
+    add_scans(floor, sets["real"], "real", nearest["real"], trained)
+    add_scans(figures, sets["synthetic"], "generated", nearest["synthetic"], trained)
+
+    rows = floor.metrics + figures.metrics
+    write_parquet(out / "metrics.parquet", rows, METRIC_COLUMNS)
+    write_parquet(out / "scans.parquet", floor.scans + figures.scans, SCAN_COLUMNS)
+    provenance = _provenance(found, folders, rules, loaded, features, settings)
+    write_json(
+        out / "metrics.json",
+        {"provenance": provenance, "rows": [{column: row[column] for column in METRIC_COLUMNS} for row in rows]},
+    )
+
+
+def _load(
+    names: Sequence[str] | None, codec: VolumeCodec | None, weights_dir: Path | None, device: str | torch.device
+) -> list[Extractor]:
+    """Return the extractors asked for, or all that can be used, and say which are left out and why."""
+    if names is None:
+        missing = available(weights_dir)
+        names = [CODEC] * (codec is not None) + [name for name, why in missing.items() if not why]
+        if codec is None:
+            log.warning("codec is left out: no codec is given (--codec)")
+        for name, why in missing.items():
+            if why:
+                log.warning("%s is left out: %s", name, why)
+    loaded = [
+        load_extractor(name, weights_dir=weights_dir, codec=codec, device=device) for name in dict.fromkeys(names)
+    ]
+    if not loaded:
+        log.warning("no extractor can be used: there are no distances between distributions")
+    if codec is not None and all(extractor.name != CODEC for extractor in loaded):
+        log.warning("the codec is given but its extractor is not asked for; copies are looked for by pixels only")
+    return loaded
+
+
+def _describe(
+    found: Sequence[Found], folder: Path, rules: Rules, extractors: Sequence[Extractor], cache: Path, *, label: str
+) -> ScanSet:
+    names = [str(Path(one.path).relative_to(folder)).removesuffix(".gz").removesuffix(".nii") for one in found]
+    described = [
+        describe(name, volume, rules.key(one), extractors, cache, rules.grid)
+        for name, (one, volume) in zip(names, volumes(found, rules, label=f"{label}: features"), strict=True)
+    ]
+    return join(described)
+
+
+def _add_distances(
+    floor: Part,
+    figures: Part,
+    sets: dict[str, ScanSet],
+    extractors: Sequence[Extractor],
+    cache: Path,
+    settings: Evaluate,
+) -> dict[str, int]:
+    """Add what compares the synthetic with the real features and, as the floor, one random half of the real with the
+    other; return how many features each extractor has."""
+    features = {}
+    real, synthetic = sets["real"], sets["synthetic"]
+    halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(real)), 2)
+    for extractor in extractors:
+        for region in cached_regions(cache, extractor, real.hashes[0]):
+            log.info("%s, %s: distances", extractor.name, region)
+            x, y = (gather(cache, extractor, one.hashes, region) for one in (synthetic, real))
+            features[extractor.name] = y.values.shape[1]
+            for part, left, right in ((figures, x, y), (floor, y.of_scans(halves[0]), y.of_scans(halves[1]))):
+                for metric, estimate in compare_rows(left, right, settings).items():
+                    part.add(metric, region, estimate, extractor.name)
+        if biased_by_few_scans(min(len(real), len(synthetic)), features[extractor.name]):
+            log.warning(
+                "%s: %d and %d scans, %d features: with so few the Fréchet distance says more about their number; quote"
+                " KID and the extrapolated distance",
+                extractor.name, len(real), len(synthetic), features[extractor.name],
+            )  # fmt: skip
+    return features
+
+
+def _diversity(found: Sequence[Found], rules: Rules, settings: Evaluate) -> Estimate:
+    return diversity(len(found), lambda index: on_grid(found[index], rules), settings)
+
+
+def _warn_of_copies(found: dict[str, list[Found]]) -> None:
+    """Warn of files that lie in two of the folders, and refuse training scans as the null of the search for copies."""
+    hashes = {name: {one.sha256 for one in founds} for name, founds in found.items()}
+    if both := len(hashes["real"] & hashes.get("train", set())):
+        raise EvaluationError(
+            f"{both} files are in both --real and --train; --real must hold scans that the model never saw: take them out"
+        )
+    for name in ("real", "train"):
+        if both := len(hashes["synthetic"] & hashes.get(name, set())):
+            log.warning("%d files of --synthetic are in --%s too", both, name)
+
+
+def _provenance(
+    found: dict[str, list[Found]],
+    folders: dict[str, Path],
+    rules: Rules,
+    extractors: Sequence[Extractor],
+    features: dict[str, int],
+    settings: Evaluate,
+) -> dict[str, Any]:
+    return {
+        "neuromf": __version__,
+        "commit": git_commit(Path(__file__).parent),
+        "code": code_hash("neuromf.evaluation.compare:evaluate_folders"),
+        "inputs": {
+            name: {
+                "folder": str(folders[name]),
+                "volumes": len(one),
+                "sha256": content_hash(sorted(volume.sha256 for volume in one)),
+            }
+            for name, one in found.items()
+        },
+        "grid": {
+            "shape": rules.grid.shape,
+            "voxel_mm": rules.grid.voxel_mm,
+            "resampled": not rules.as_is,
+            "intensity": "percentile" if rules.upper is None else f"kept, 0 to {rules.upper:g}",
+        },
+        "extractors": {
+            extractor.name: {
+                "key": extractor.key,
+                "features": features[extractor.name],
+                "preprocessing": CARDS[extractor.name].preprocessing if extractor.name in CARDS else "pooled latent",
+            }
+            for extractor in extractors
+        },
+        "settings": settings.model_dump(mode="json", exclude={"extractors"}),
+    }

@@ -1,0 +1,239 @@
+"""Two or three folders of NIfTI volumes on one grid and in one intensity range, by stated rules, or refused by name.
+
+Grid: volumes that already share one (shape, RAS, isotropic voxels) stay as they are. Otherwise all go the same way: axes
+reordered to RAS, the coarsest voxel size found (or the one asked for), a box around each brain's centroid that holds the
+largest of them. Intensities: kept when all volumes have one nominal range, [0, 1] or [0, 255]; otherwise refused, unless
+the rule `percentile` is asked for, which treats every volume of every folder alike.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from tqdm import tqdm
+
+from neuromf.evaluation.morphometry import brain_mask
+from neuromf.evaluation.scans import EvaluationError, Grid
+from neuromf.tables import content_hash, file_sha256, write_json
+from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
+
+Intensity = Literal["keep", "percentile"]
+RANGES = (1.0, 255.0)  # nominal ranges [0, upper end] that are kept
+TOLERANCE = 0.05  # of the range: what interpolation may overshoot
+PERCENTILE = 99.5  # of the brain's voxels, mapped to 1 by the rule `percentile`
+MARGIN = 2  # voxels around the largest brain
+MULTIPLE = 8  # of voxels a side, for the networks' halvings
+_SAME_SPACING = 1e-3  # relative
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of one volume before it is brought to the grid; axes x, y, z are those of the volume in RAS."""
+
+    path: str
+    sha256: str
+    axes: str  # of the file, e.g. LAS
+    shape: tuple[int, int, int]
+    voxel_mm: tuple[float, float, float]
+    low: float
+    high: float
+    brain_high: float  # the brain's 99.5th percentile
+    centroid: tuple[float, float, float]  # of the brain, in voxels
+    reach_mm: tuple[float, float, float]  # of the brain from its centroid, the longer side of each axis
+
+    @property
+    def nominal(self) -> float | None:
+        """The upper end of the nominal range that the intensities lie in, or None."""
+        for upper in RANGES:
+            if self.low >= -TOLERANCE * upper and self.high <= (1 + TOLERANCE) * upper:
+                return upper
+        return None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How every volume is brought to one grid and range: ``upper`` None stands for the rule `percentile`; ``as_is`` for
+    volumes that share a grid already and are only padded to it."""
+
+    grid: Grid
+    as_is: bool
+    upper: float | None
+
+    def key(self, found: Found) -> str:
+        """Return the hash of a volume on the grid, by its file and these rules."""
+        return content_hash([found.sha256, asdict(self)])
+
+
+def volume_files(folder: Path) -> list[Path]:
+    """Return the NIfTI files below a folder, sorted; hidden ones are left out.
+
+    Raises:
+        EvaluationError: no folder, or no NIfTI file in it.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder} is no folder; give one that holds NIfTI volumes")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith((".nii", ".nii.gz"))
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise EvaluationError(f"{folder} holds no .nii or .nii.gz; convert its volumes first")
+    return found
+
+
+def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
+    """Read each volume once and return what decides the common grid and range; kept in the cache by the file's hash.
+
+    Raises:
+        VolumeError: a volume that cannot be used (4D, RGB, NaN, empty, truncated, …), by name and with the remedy.
+    """
+    found = []
+    for path in tqdm(files, desc=f"{label}: reading", unit="volume"):
+        sha256 = file_sha256(path)
+        kept = cache / "survey" / f"{sha256}.json"
+        if kept.is_file():
+            content = json.loads(kept.read_text(encoding="utf-8"))
+        else:
+            content = _look_at(path)
+            write_json(kept, content)
+        content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        found.append(Found(path=str(path), sha256=sha256, **content))
+    return found
+
+
+def common_rules(
+    sets: Mapping[str, Sequence[Found]], *, spacing_mm: float | None = None, intensity: Intensity = "keep"
+) -> Rules:
+    """Return how the volumes of all folders are brought to one grid and range.
+
+    Raises:
+        EvaluationError: intensities that cannot be compared, with the file, its values and the remedy.
+    """
+    every = [found for one in sets.values() for found in one]
+    if intensity == "percentile":
+        _check_background(every)
+    upper = _common_range(every) if intensity == "keep" else None
+    first = every[0]
+    shared = all(
+        found.axes == "RAS" and found.shape == first.shape and np.allclose(found.voxel_mm, first.voxel_mm[0], rtol=1e-3)
+        for found in every
+    )
+    if shared and (spacing_mm is None or math.isclose(spacing_mm, first.voxel_mm[0], rel_tol=_SAME_SPACING)):
+        return Rules(Grid(_rounded_up(first.shape), round(first.voxel_mm[0], 4)), True, upper)
+    coarsest = round(max(max(found.voxel_mm) for found in every), 4)
+    spacing = spacing_mm or coarsest
+    if spacing < coarsest * (1 - _SAME_SPACING):
+        log.warning("--spacing %g is finer than the coarsest volume (%g mm), which is interpolated", spacing, coarsest)
+    for name, one in sets.items():
+        sizes = sorted({round(size, 2) for found in one for size in found.voxel_mm})
+        log.warning(
+            "%s: %s with voxels of %s mm, brought to RAS, %g mm, around each brain's centroid",
+            name, "/".join(sorted({found.axes for found in one})), ", ".join(map(str, sizes[:6])), spacing,
+        )  # fmt: skip
+    reach = np.max([found.reach_mm for found in every], axis=0)
+    sides = [2 * (math.ceil(mm / spacing) + MARGIN) for mm in reach]
+    return Rules(Grid(_rounded_up(sides), spacing), False, upper)
+
+
+def on_grid(found: Found, rules: Rules) -> NDArray[np.float32]:
+    """Read a volume and return it on the common grid, in [0, 1].
+
+    Where voxels get larger, it is low-pass filtered with a Gaussian of σ² = (k² − 1) / (8 ln 2) voxels² for a ratio k of
+    spacings (Cardoso et al. 2015), then interpolated linearly, which leaves the range of intensities.
+    """
+    data = np.asarray(to_ras(read_volume(Path(found.path))).dataobj, dtype=np.float32)
+    shape = np.array(rules.grid.shape)
+    if rules.as_is:
+        before = (shape - data.shape) // 2
+        data = np.pad(data, [(b, s - n - b) for b, s, n in zip(before, shape, data.shape, strict=True)])
+    else:
+        ratio = rules.grid.voxel_mm / np.array(found.voxel_mm)
+        data = ndimage.gaussian_filter(data, np.sqrt(np.maximum(ratio**2 - 1, 0) / (8 * math.log(2))))
+        first = np.array(found.centroid) - ratio * (shape - 1) / 2
+        data = ndimage.affine_transform(data, np.diag(ratio), first, tuple(shape), order=1, mode="constant", cval=0)
+    scale = found.brain_high if rules.upper is None else rules.upper
+    return np.clip(data / np.float32(scale), 0, 1)
+
+
+def volumes(founds: Sequence[Found], rules: Rules, *, label: str) -> Iterator[tuple[Found, NDArray[np.float32]]]:
+    """Yield each volume on the common grid, one at a time."""
+    for found in tqdm(founds, desc=label, unit="volume"):
+        yield found, on_grid(found, rules)
+
+
+def _look_at(path: Path) -> dict[str, object]:
+    image = read_volume(path)
+    axes = "".join(nib.aff2axcodes(image.affine))
+    image = to_ras(image)
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    top = float(np.percentile(data, 99.9))
+    mask = brain_mask(data / top) if top > 0 else np.zeros(data.shape, dtype=bool)
+    if mask.sum() < 100:
+        raise VolumeError(f"{path} holds no brain (its brightest 0.1 % begin at {top:g}); remove it or export it again")
+    sizes = voxel_sizes(image.affine)
+    centroid = np.array(ndimage.center_of_mass(mask))
+    box = ndimage.find_objects(mask.view(np.uint8))[0]
+    reach = [max(c - s.start, s.stop - 1 - c) * size for c, s, size in zip(centroid, box, sizes, strict=True)]
+    return {
+        "axes": axes,
+        "shape": tuple(int(n) for n in data.shape),
+        "voxel_mm": tuple(round(float(size), 5) for size in sizes),
+        "low": float(data.min()),
+        "high": float(data.max()),
+        "brain_high": float(np.percentile(data[mask], PERCENTILE)),
+        "centroid": tuple(float(c) for c in centroid),
+        "reach_mm": tuple(float(mm) for mm in reach),
+    }
+
+
+def _common_range(every: Sequence[Found]) -> float:
+    """Return the upper end of the nominal range that all volumes share.
+
+    Raises:
+        EvaluationError: a volume in no nominal range, or two in different ones.
+    """
+    remedy = (
+        "scale the folders alike, or pass `--intensity percentile`, which maps 0 to 0 and the brain's"
+        f" {PERCENTILE}th percentile to 1 in every volume of every folder"
+    )
+    for found in every:
+        if found.nominal is None:
+            raise EvaluationError(
+                f"{found.path} has intensities from {found.low:g} to {found.high:g}, neither [0, 1] nor [0, 255]; {remedy}"
+            )
+        if found.nominal != every[0].nominal:
+            first = every[0]
+            raise EvaluationError(
+                f"{found.path} has intensities from {found.low:g} to {found.high:g}, {first.path} from {first.low:g} to"
+                f" {first.high:g}: one is in [0, 1], the other in [0, 255]; {remedy}"
+            )
+    upper = every[0].nominal
+    assert upper is not None
+    return upper
+
+
+def _check_background(every: Sequence[Found]) -> None:
+    """Refuse volumes whose background cannot be 0: the rule `percentile` only scales."""
+    for found in every:
+        if found.low < -TOLERANCE * found.brain_high:
+            raise EvaluationError(
+                f"{found.path} has intensities from {found.low:g} to {found.high:g}; shift it so that the background is 0"
+            )
+
+
+def _rounded_up(sides: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = (MULTIPLE * math.ceil(side / MULTIPLE) for side in sides)
+    return x, y, z
