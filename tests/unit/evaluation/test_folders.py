@@ -1,0 +1,149 @@
+"""Folders of volumes on one grid: what is brought together, and what is refused with which remedy."""
+
+import logging
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from neuromf.evaluation.folders import MULTIPLE, common_rules, on_grid, survey, volume_files, volumes
+from neuromf.evaluation.morphometry import brain_mask
+from neuromf.evaluation.scans import EvaluationError
+from neuromf.volume import VolumeError, write_volume
+
+AXES = {"RAS": [1, 1, 1], "LAS": [-1, 1, 1]}
+
+
+@pytest.fixture
+def write(tmp_path, brain):
+    """Write a brain; scale is of the intensities, shift rolls it in its grid."""
+
+    def one(name, seed=0, *, voxel_mm=6.0, axes="RAS", scale=1.0, shift=0, dtype=np.float32, side=32):
+        data = np.roll(scale * brain(seed, side=side), shift, axis=1)
+        image = nib.Nifti1Image(data, np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0]))
+        now, wanted = (nib.orientations.axcodes2ornt(a) for a in ("RAS", axes))
+        image = image.as_reoriented(nib.orientations.ornt_transform(now, wanted))
+        write_volume(tmp_path / name, np.asarray(image.dataobj), image.affine, dtype)
+        return tmp_path / name
+
+    return one
+
+
+def found_in(tmp_path, *names):
+    return survey([tmp_path / name for name in names], tmp_path / "cache", label="x")
+
+
+def test_files_below_a_folder_are_found_and_hidden_ones_are_not(tmp_path, write):
+    for name in ("b.nii.gz", "sub/a.nii", ".hidden/c.nii", "._d.nii.gz"):
+        write(name)
+    (tmp_path / "notes.txt").write_text("x")
+    assert [path.name for path in volume_files(tmp_path)] == ["b.nii.gz", "a.nii"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvaluationError, match="holds no .nii"):
+        volume_files(tmp_path / "empty")
+    with pytest.raises(EvaluationError, match="is no folder"):
+        volume_files(tmp_path / "none")
+
+
+def test_volumes_on_one_grid_stay_as_they_are(tmp_path, write, brain):
+    write("a.nii.gz", 0), write("b.nii.gz", 1)
+    found = found_in(tmp_path, "a.nii.gz", "b.nii.gz")
+    rules = common_rules({"real": found[:1], "synthetic": found[1:]})
+    assert rules.as_is and rules.grid.shape == (32, 32, 32) and rules.grid.voxel_mm == 6.0 and rules.upper == 1.0
+    assert np.allclose(on_grid(found[1], rules), brain(1), atol=1e-6)
+    assert [one.path for one, _ in volumes(found, rules, label="x")] == [one.path for one in found]
+
+
+def test_a_shared_grid_is_padded_for_the_networks(tmp_path, write, brain):
+    write("a.nii.gz", side=30)
+    found = found_in(tmp_path, "a.nii.gz")
+    rules = common_rules({"real": found, "synthetic": found})
+    assert rules.grid.shape == (32, 32, 32)
+    assert np.allclose(on_grid(found[0], rules)[1:31, 1:31, 1:31], brain(0, side=30), atol=1e-6)
+
+
+def test_other_spacing_orientation_place_and_shape_come_to_one_grid(tmp_path, write, caplog):
+    """The same head four times, stored differently."""
+    write("a.nii.gz"), write("b.nii.gz", axes="LIP"), write("c.nii.gz", shift=2)
+    write("d.nii.gz", side=64, voxel_mm=3.0)
+    found = found_in(tmp_path, *(f"{name}.nii.gz" for name in "abcd"))
+    assert [one.axes for one in found] == ["RAS", "LIP", "RAS", "RAS"]
+    with caplog.at_level(logging.WARNING):
+        rules = common_rules({"real": found[:1], "synthetic": found[1:]})
+    assert "synthetic: LIP/RAS with voxels of 3.0, 6.0 mm, brought to RAS, 6 mm" in caplog.text
+    assert not rules.as_is and rules.grid.voxel_mm == 6.0 and all(side % MULTIPLE == 0 for side in rules.grid.shape)
+    a, b, c, d = (on_grid(one, rules) for one in found)
+    assert np.allclose(a, b, atol=1e-4) and np.allclose(a, c, atol=1e-4)
+    assert np.corrcoef(a.ravel(), d.ravel())[0, 1] > 0.97
+    assert brain_mask(a).sum() == pytest.approx(brain_mask(on_grid(found[0], replace(rules, upper=1.0))).sum())
+    middle = [float(np.mean(np.nonzero(d > 0.15)[axis])) for axis in range(3)]
+    assert middle == pytest.approx([(side - 1) / 2 for side in rules.grid.shape], abs=0.6)
+    assert max(rules.key(one) != rules.key(other) for one in found for other in found if one is not other)
+
+
+def test_another_spacing_may_be_asked_for(tmp_path, write, caplog):
+    write("a.nii.gz")
+    found = found_in(tmp_path, "a.nii.gz")
+    coarse = common_rules({"real": found, "synthetic": found}, spacing_mm=8.0)
+    assert coarse.grid.voxel_mm == 8.0 and not coarse.as_is
+    ml = [brain_mask(on_grid(found[0], r)).sum() * r.grid.voxel_mm**3
+          for r in (coarse, common_rules({"real": found, "synthetic": found}))]  # fmt: skip
+    assert ml[0] == pytest.approx(ml[1], rel=0.1)
+    common_rules({"real": found, "synthetic": found}, spacing_mm=3.0)
+    assert "finer than the coarsest" in caplog.text
+
+
+def test_bytes_keep_their_range(tmp_path, write, brain):
+    write("a.nii.gz", scale=200, dtype=np.uint8)
+    found = found_in(tmp_path, "a.nii.gz")
+    rules = common_rules({"real": found, "synthetic": found})
+    assert rules.upper == 255 and on_grid(found[0], rules).max() < 0.8  # nothing is stretched
+    assert np.allclose(on_grid(found[0], rules), np.rint(200 * brain(0)) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ((1.0, 200.0), r"b\.nii\.gz has intensities from 0 to 200.*a\.nii\.gz from 0 to .*one is in \[0, 1\], the other"),
+        ((1.0, 1000.0), r"b\.nii\.gz has intensities from 0 to .*neither \[0, 1\] nor \[0, 255\]"),
+    ],
+)
+def test_other_intensity_ranges_are_refused_or_scaled_alike(tmp_path, write, scales, message):
+    write("a.nii.gz", 0, scale=scales[0]), write("b.nii.gz", 0, scale=scales[1])
+    found = found_in(tmp_path, "a.nii.gz", "b.nii.gz")
+    sets = {"real": found[:1], "synthetic": found[1:]}
+    with pytest.raises(EvaluationError, match=message + ".*--intensity percentile"):
+        common_rules(sets)
+    rules = common_rules(sets, intensity="percentile")
+    a, b = (on_grid(one, rules) for one in found)
+    assert rules.upper is None and np.allclose(a, b, atol=1e-5) and a.max() == 1
+
+
+def test_a_background_that_is_not_zero_is_refused_by_the_percentile_rule(tmp_path, write, brain):
+    write_volume(tmp_path / "z.nii.gz", brain(0) * 5 - 1, np.eye(4) * 6, np.float32)
+    found = found_in(tmp_path, "z.nii.gz")
+    with pytest.raises(EvaluationError, match=r"z\.nii\.gz .* shift it so that the background is 0"):
+        common_rules({"real": found, "synthetic": found}, intensity="percentile")
+
+
+def test_what_is_no_scan_is_refused_by_name(tmp_path, brain):
+    affine = np.diag([6.0, 6.0, 6.0, 1.0])
+    odd = {
+        "four.nii.gz": (np.ones((20, 20, 20, 3), np.float32), "give one 3D volume per scan"),
+        "empty.nii.gz": (np.zeros((20, 20, 20), np.float32), "all zero"),
+        "nan.nii.gz": (np.full((20, 20, 20), np.nan, np.float32), "NaN"),
+        "speck.nii.gz": (np.eye(20, dtype=np.float32)[:, :, None] * (np.arange(20) == 3), "holds no brain"),
+        "rgb.nii.gz": (np.zeros((20, 20, 20), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "real numbers"),
+    }
+    for name, (data, message) in odd.items():
+        nib.save(nib.Nifti1Image(data, affine), tmp_path / name)
+        with pytest.raises(VolumeError, match=f"{name}.*{message}"):
+            found_in(tmp_path, name)
+
+
+def test_the_survey_is_kept_by_the_files_content(tmp_path, write, monkeypatch):
+    write("a.nii.gz")
+    first = found_in(tmp_path, "a.nii.gz")
+    monkeypatch.setattr("neuromf.evaluation.folders.read_volume", lambda path: pytest.fail("read again"))
+    assert found_in(tmp_path, "a.nii.gz") == first
