@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from neuromf.paper.tables import MISSING, distance_names, latex_table
 from neuromf.tables import write_text
 
-_FEW = (
-    "Fewer scans than features: the plain Fréchet distance then grows with each scan that is missing, so KID (unbiased)"
-    " and the distance extrapolated to infinitely many scans stand first"
+FEW_SCANS = "fewer scans than features"
+WHY = (
+    "the plain Fréchet distance then grows with each scan that is missing, so KID (unbiased) and the distance"
+    " extrapolated to infinitely many scans stand first"
 )
 _DISTANCES = (  # metric, title, digits, scale; the titles of the first three get the extractor's names of them
     ("kernel_distance", "KID ×1000", 3, 1000.0),
@@ -34,13 +35,18 @@ def write_comparison(folder: Path) -> str:
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     metrics, about = pd.DataFrame(content["rows"]), content["provenance"]
     tables = {"distances": distance_table(metrics, about), "volumes": volume_table(metrics)}
+    notes = dict.fromkeys(tables, "")
+    if len(tables["distances"]):
+        notes["distances"] = f"{FEW_SCANS}: {WHY}." if tables["distances"]["Note"].any() else ""
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False))
-        latex_table(table, folder / f"{name}.tex")
+        latex_table(table, folder / f"{name}.tex", notes[name])
     if len(tables["distances"]):
         distance_figure(metrics).savefig(folder / "distances.png", dpi=150, bbox_inches="tight")
-    texts = [table.to_string(index=False) for table in tables.values() if len(table)]
-    return "\n\n".join([*texts, f"Written to {folder}"])
+    texts = [
+        text for name, table in tables.items() if len(table) for text in (table.to_string(index=False), notes[name])
+    ]
+    return "\n\n".join([*filter(None, texts), f"Written to {folder}"])
 
 
 def distance_table(metrics: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:
@@ -59,7 +65,7 @@ def distance_table(metrics: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame
             row[title] = _figure(chosen, "synthetic", metric, digits, scale)
         for metric, title, digits, scale in (_DISTANCES[0], _DISTANCES[2]):
             row[f"{title}, floor"] = _figure(chosen, "real", metric, digits, scale)
-        rows.append(row | {"Note": f"{_FEW} ({scans} scans, {features} features)" if scans <= features else ""})
+        rows.append(row | {"Note": f"{FEW_SCANS} ({scans}, {features})" if scans <= features else ""})
     return pd.DataFrame(rows)
 
 

@@ -26,8 +26,10 @@ class Column:
 
 
 COLUMNS = (
-    Column("frechet_distance", "volume", "Fréchet distance (codec)", 2, "↓", extractor="codec"),
+    # fewer scans than features: the unbiased figure and the one without the bias of order 1/N come first
     Column("kernel_distance", "volume", "KID (codec) ×1000", 1, "↓", 1000.0, "codec"),
+    Column("frechet_distance_extrapolated", "volume", "Fréchet distance (codec), ∞ scans", 2, "↓", extractor="codec"),
+    Column("frechet_distance", "volume", "Fréchet distance (codec)", 2, "↓", extractor="codec"),
     Column("brain_volume_in_real_range", "brain", "Brain volume in real range (%)", 0, "↑", 100.0),
     Column("cohens_d", "brain", "Cohen's d, brain", 2),
     Column("cohens_d", "grey", "Cohen's d, grey matter", 2),
@@ -100,8 +102,8 @@ def write_latex(metrics: pd.DataFrame, path: Path) -> None:
     latex_table(metric_table(metrics, COLUMNS + extractor_columns(metrics) + CODEC_COLUMNS), path)
 
 
-def latex_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table of text as a LaTeX tabular (needs no package)."""
+def latex_table(table: pd.DataFrame, path: Path, note: str = "") -> None:
+    """Write a table of text as a LaTeX tabular (needs no package), with a note below it."""
     header = " & ".join(_latex(title) for title in table.columns)
     body = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.itertuples(index=False)]
     columns = "l" + "r" * (len(table.columns) - 1)
@@ -113,6 +115,7 @@ def latex_table(table: pd.DataFrame, path: Path) -> None:
         *body,
         r"\hline",
         r"\end{tabular}",
+        *([rf"\par {{\footnotesize {_latex(note)}}}"] if note else []),
     ]
     write_text(path, "\n".join(lines) + "\n")
 
@@ -168,6 +171,8 @@ _LATEX = {
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     "–": "--",
+    "∞": r"$\infty$",
+    "²": "$^2$",
 }
 
 

@@ -134,9 +134,12 @@ def test_tables_quote_kid_first_and_say_why(folders, settings, codec):
     titles = list(table.columns)
     assert titles.index("KID ×1000") < titles.index("Fréchet ∞") < titles.index("Fréchet")
     notes = dict(zip(table["Extractor"], table["Note"], strict=True))
-    assert "Fewer scans than features" in notes["codec"] and pd.isna(notes["squeezenet"])
+    assert notes["codec"] == "fewer scans than features (10, 64)" and pd.isna(notes["squeezenet"])
+    assert "so KID (unbiased) and the distance extrapolated" in text
     assert "Fréchet distance (squeezenet)" in text and "FID" not in text
-    assert (out / "distances.tex").read_text().startswith(r"\begin{tabular}") and (out / "distances.png").stat().st_size
+    latex = (out / "distances.tex").read_text()
+    assert latex.startswith(r"\begin{tabular}") and latex.isascii() and "so KID (unbiased)" in latex
+    assert (out / "distances.png").stat().st_size
     assert len(pd.read_csv(out / "volumes.csv")) == 5
 
 

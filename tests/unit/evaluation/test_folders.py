@@ -105,7 +105,10 @@ def test_bytes_keep_their_range(tmp_path, write, brain):
 @pytest.mark.parametrize(
     ("scales", "message"),
     [
-        ((1.0, 200.0), r"b\.nii\.gz has intensities from 0 to 200.*a\.nii\.gz from 0 to .*one is in \[0, 1\], the other"),
+        (
+            (1.0, 200.0),
+            r"b\.nii\.gz has intensities from 0 to 200.*a\.nii\.gz from 0 to .*one is in \[0, 1\], the other",
+        ),
         ((1.0, 1000.0), r"b\.nii\.gz has intensities from 0 to .*neither \[0, 1\] nor \[0, 255\]"),
     ],
 )

@@ -1,6 +1,8 @@
 import csv
 
-from neuromf.paper.tables import CODEC_COLUMNS, figure_of, metric_table, write_csv, write_latex
+import pandas as pd
+
+from neuromf.paper.tables import CODEC_COLUMNS, extractor_columns, figure_of, metric_table, write_csv, write_latex
 
 
 def test_references_come_first_noise_last_and_cells_have_intervals(metrics):
@@ -34,3 +36,18 @@ def test_one_figure_is_found_or_none(metrics):
     assert figure_of(metrics, "meanflow", "frechet_distance", "volume", nfe=2)["value"] == 2.0
     assert figure_of(metrics, "meanflow", "kernel_distance", "volume", nfe=2) is None
     assert figure_of(metrics, "other", "frechet_distance", "volume") is None
+
+
+def test_further_extractors_have_columns_and_only_inceptions_distance_is_called_fid(metrics, tmp_path):
+    rows = metrics[metrics["metric"].isin(["frechet_distance", "kernel_distance"]) & (metrics["run"] == "meanflow")]
+    more = [rows.assign(extractor=extractor, region=plane, value=7.0)
+            for extractor, plane in (("inception", "axial"), ("subcortical", "volume"))]  # fmt: skip
+    metrics = pd.concat([metrics, *more], ignore_index=True)
+    titles = [column.title for column in extractor_columns(metrics)]
+    assert titles == [
+        "KID, axial ×1000", "FID, axial", "KID (subcortical), volume ×1000", "Fréchet distance (subcortical), volume",
+    ]  # fmt: skip
+    write_csv(metrics, tmp_path / "t.csv")
+    table = pd.read_csv(tmp_path / "t.csv")
+    row = table[(table["Run"] == "meanflow") & (table["NFE"] == "1")].iloc[0]
+    assert row["FID, axial ↓"].startswith("7.00") and row["Fréchet distance (codec) ↓"].startswith("2.00")
