@@ -9,24 +9,26 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from neuromf.paper.style import REFERENCE_GREY, run_colours
 from neuromf.paper.tables import MISSING, distance_names, latex_table
-from neuromf.tables import write_text
+from neuromf.tables import atomic_path, write_text
 
 FEW_SCANS = "fewer scans than features"
 WHY = (
     "the plain Fréchet distance then grows with each scan that is missing, so KID (unbiased) and the distance"
     " extrapolated to infinitely many scans stand first"
 )
-_DISTANCES = (  # metric, title, digits, scale; the titles of the first three get the extractor's names of them
-    ("kernel_distance", "KID ×1000", 3, 1000.0),
-    ("frechet_distance_extrapolated", "Fréchet ∞", 3, 1.0),
-    ("frechet_distance", "Fréchet", 3, 1.0),
-    ("gaussian_mmd", "MMD² ×1000", 2, 1000.0),
-    ("precision", "Precision", 2, 1.0),
-    ("recall", "Recall", 2, 1.0),
-    ("density", "Density", 2, 1.0),
-    ("coverage", "Coverage", 2, 1.0),
-)
+_DISTANCES = {  # metric: title; the column `Called` says what the first three are called for this extractor
+    "kernel_distance": "KID",
+    "frechet_distance_extrapolated": "Fréchet ∞",
+    "frechet_distance": "Fréchet",
+    "gaussian_mmd": "MMD²",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+}
+_FLOORS = ("kernel_distance", "frechet_distance")
 _VOLUMES = ("volume_ml", "cohens_d", "kolmogorov_smirnov", "wasserstein_ml")
 
 
@@ -42,7 +44,8 @@ def write_comparison(folder: Path) -> str:
         write_text(folder / f"{name}.csv", table.to_csv(index=False))
         latex_table(table, folder / f"{name}.tex", notes[name])
     if len(tables["distances"]):
-        distance_figure(metrics).savefig(folder / "distances.png", dpi=150, bbox_inches="tight")
+        with atomic_path(folder / "distances.png") as temporary:
+            distance_figure(metrics).savefig(temporary, dpi=150, bbox_inches="tight", format="png")
     texts = [
         text for name, table in tables.items() if len(table) for text in (table.to_string(index=False), notes[name])
     ]
@@ -61,10 +64,8 @@ def distance_table(metrics: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame
         features = about["extractors"][extractor]["features"]
         scans = min(about["inputs"][name]["volumes"] for name in ("real", "synthetic"))
         row = {"Extractor": extractor, "Region": region, "Called": " / ".join(distance_names(extractor))}
-        for metric, title, digits, scale in _DISTANCES:
-            row[title] = _figure(chosen, "synthetic", metric, digits, scale)
-        for metric, title, digits, scale in (_DISTANCES[0], _DISTANCES[2]):
-            row[f"{title}, floor"] = _figure(chosen, "real", metric, digits, scale)
+        row |= {title: _figure(chosen, "synthetic", metric) for metric, title in _DISTANCES.items()}
+        row |= {f"{_DISTANCES[metric]}, floor": _figure(chosen, "real", metric) for metric in _FLOORS}
         rows.append(row | {"Note": f"{FEW_SCANS} ({scans}, {features})" if scans <= features else ""})
     return pd.DataFrame(rows)
 
@@ -74,41 +75,48 @@ def volume_table(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for tissue in metrics[metrics["metric"] == "cohens_d"]["region"]:
         chosen = metrics[metrics["region"] == tissue]
-        row = {"Tissue": tissue, "Real, ml": _figure(chosen, "real", "volume_ml", 0, 1.0)}
-        row["Synthetic, ml"] = _figure(chosen, "synthetic", "volume_ml", 0, 1.0)
+        row = {"Tissue": tissue, "Real, ml": _figure(chosen, "real", "volume_ml")}
+        row["Synthetic, ml"] = _figure(chosen, "synthetic", "volume_ml")
         for metric, title in zip(_VOLUMES[1:], ("Cohen's d", "Kolmogorov-Smirnov", "Wasserstein, ml"), strict=True):
-            row[title] = _figure(chosen, "synthetic", metric, 2, 1.0)
+            row[title] = _figure(chosen, "synthetic", metric)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def distance_figure(metrics: pd.DataFrame) -> Figure:
-    """Plot the Fréchet and the kernel distance of each extractor and plane with its interval, and the floor beside it."""
-    figure = Figure(figsize=(8, 3.2))
-    for axis, (metric, title) in zip(
-        figure.subplots(1, 2), (("kernel_distance", "KID"), ("frechet_distance", "Fréchet distance")), strict=True
+    """Plot the Fréchet distance of each extractor and plane with its interval, as a multiple of the floor's.
+
+    Distances of different extractors have different scales; the floor is that of one half of the real scans to the other.
+    """
+    chosen = metrics[(metrics["metric"] == "frechet_distance") & metrics["value"].notna()]
+    chosen = chosen.set_index(chosen["extractor"] + ", " + chosen["region"])
+    synthetic, floor = (chosen[chosen["run"] == run] for run in ("synthetic", "real"))
+    synthetic = synthetic[synthetic.index.isin(floor.index)]
+    figure = Figure(figsize=(6, 1.2 + 0.35 * len(synthetic)), layout="constrained")
+    axis = figure.subplots()
+    for rows, colour, label, shift in (
+        (synthetic, run_colours(["synthetic"])["synthetic"], "synthetic to real", 0.12),
+        (floor.loc[synthetic.index], REFERENCE_GREY, "half of the real to the other half", -0.12),
     ):
-        chosen = metrics[(metrics["metric"] == metric) & metrics["value"].notna()]
-        synthetic, floor = (chosen[chosen["run"] == run].reset_index(drop=True) for run in ("synthetic", "real"))
-        for rows, colour, label, shift in (
-            (synthetic, "#0072B2", "synthetic", 0.1),
-            (floor, "#8a8f98", "half of real", -0.1),
-        ):
-            values = rows["value"].to_numpy(float)
-            ends = rows[["ci_low", "ci_high"]].to_numpy(float).T
-            axis.errorbar(values, rows.index + shift, xerr=abs(ends - values), fmt="o", color=colour, label=label, ms=4)
-        labels = [f"{e}, {r}" for e, r in zip(synthetic["extractor"], synthetic["region"], strict=True)]
-        axis.set_yticks(range(len(labels)), labels, fontsize=7)
-        axis.set(title=title, xscale="symlog")
-    figure.axes[1].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+        unit = floor.loc[synthetic.index, "value"].to_numpy(float)
+        values = rows["value"].to_numpy(float) / unit
+        ends = rows[["ci_low", "ci_high"]].to_numpy(float).T / unit
+        places = [place + shift for place in range(len(rows))]
+        axis.errorbar(values, places, xerr=abs(ends - values), fmt="o", color=colour, label=label, markersize=4)
+    axis.set_yticks(range(len(synthetic)), list(synthetic.index), fontsize=8)
+    axis.set(xlabel="Fréchet distance / floor", xlim=(0, None))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
-def _figure(metrics: pd.DataFrame, run: str, metric: str, digits: int, scale: float) -> str:
+def _figure(metrics: pd.DataFrame, run: str, metric: str) -> str:
+    """Return ``value [low, high]`` with three digits; the scale of a distance depends on its extractor's features."""
     chosen = metrics[(metrics["run"] == run) & (metrics["metric"] == metric)]
     if chosen.empty or pd.isna(chosen.iloc[0]["value"]):
         return MISSING
     value, low, high = (chosen.iloc[0][name] for name in ("value", "ci_low", "ci_high"))
-    text = f"{value * scale:.{digits}f}"
-    return text if pd.isna(low) else f"{text} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+    return _digits(value) if pd.isna(low) else f"{_digits(value)} [{_digits(low)}, {_digits(high)}]"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
