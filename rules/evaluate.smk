@@ -1,5 +1,8 @@
 # Evaluation: the real scans once, each folder of samples, decoded noise, and one table of it all.
 
+from neuromf.evaluation.extractors.published import require_weights
+
+require_weights(CONFIG.evaluate.extractors, Path(weights_folder()) if weights_folder() else None)
 EVALUATION = f"{RELEASE_FOLDER}/evaluation"
 EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json")
 

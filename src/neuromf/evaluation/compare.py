@@ -13,7 +13,15 @@ import torch
 from neuromf import __version__
 from neuromf.config import Evaluate
 from neuromf.evaluation.distances import biased_by_few_scans, compare_rows
-from neuromf.evaluation.extractors import CARDS, CODEC, VOLUME, Extractor, VolumeCodec, available, load_extractor
+from neuromf.evaluation.extractors.registry import (
+    CARDS,
+    CODEC,
+    VOLUME,
+    Extractor,
+    VolumeCodec,
+    available,
+    load_extractor,
+)
 from neuromf.evaluation.features import cached_regions, gather
 from neuromf.evaluation.folders import Found, Intensity, Rules, common_rules, on_grid, survey, volume_files, volumes
 from neuromf.evaluation.inference import Estimate

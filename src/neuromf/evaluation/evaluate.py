@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from neuromf import __version__
 from neuromf.config import Evaluate
-from neuromf.evaluation.extractors import Extractor, VolumeCodec, load_extractor
+from neuromf.evaluation.extractors.registry import Extractor, VolumeCodec, load_extractor
 from neuromf.evaluation.features import array_sha256, cached_regions, gather
 from neuromf.evaluation.measure import (
     add_distances,

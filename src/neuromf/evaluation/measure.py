@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from neuromf.config import Evaluate
 from neuromf.evaluation import memorisation
 from neuromf.evaluation.distances import compare_rows
-from neuromf.evaluation.extractors import CODEC, VOLUME, Extractor
 from neuromf.evaluation.extractors.codec import mirror_pooled
+from neuromf.evaluation.extractors.registry import CODEC, VOLUME, Extractor
 from neuromf.evaluation.features import gather
 from neuromf.evaluation.inference import mean_estimate, share_estimate
 from neuromf.evaluation.morphometry import TISSUES, compare_volumes

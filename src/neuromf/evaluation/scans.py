@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from neuromf.evaluation.extractors import CODEC, VOLUME, Extractor
+from neuromf.evaluation.extractors.registry import CODEC, VOLUME, Extractor
 from neuromf.evaluation.features import Rows, cached_features
 from neuromf.evaluation.memorisation import thumbnail
 from neuromf.evaluation.morphometry import TISSUES, tissue_volumes

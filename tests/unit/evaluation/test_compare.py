@@ -13,7 +13,7 @@ from neuromf.cli import app
 from neuromf.evaluation import compare
 from neuromf.evaluation.compare import evaluate_folders
 from neuromf.evaluation.distances import METRICS
-from neuromf.evaluation.extractors import CARDS, CODEC, Extractor, ExtractorError, codec_extractor
+from neuromf.evaluation.extractors.registry import CARDS, CODEC, Extractor, ExtractorError, codec_extractor
 from neuromf.evaluation.extractors.slices import by_slice
 from neuromf.evaluation.rows import METRIC_COLUMNS
 from neuromf.evaluation.scans import EvaluationError
@@ -117,7 +117,7 @@ def test_an_interrupted_evaluation_goes_on(folders, settings, quick_networks, mo
 
 
 def test_an_extractor_asked_for_by_name_must_be_there(folders, settings, monkeypatch):
-    from neuromf.evaluation.extractors import load_extractor
+    from neuromf.evaluation.extractors.registry import load_extractor
 
     monkeypatch.setattr(compare, "load_extractor", load_extractor)
     monkeypatch.setenv("NEUROMF_WEIGHTS", str(folders))

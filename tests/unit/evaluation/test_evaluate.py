@@ -10,7 +10,7 @@ import torch
 from neuromf.evaluation import evaluate
 from neuromf.evaluation.distances import METRICS
 from neuromf.evaluation.evaluate import evaluate_noise, evaluate_reference, evaluate_samples, merge_metrics
-from neuromf.evaluation.extractors import Extractor, codec_extractor
+from neuromf.evaluation.extractors.registry import Extractor, codec_extractor
 from neuromf.evaluation.extractors.slices import by_slice
 from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS
 from neuromf.evaluation.scans import EvaluationError

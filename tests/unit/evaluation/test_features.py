@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from neuromf.evaluation.extractors import VOLUME, codec_extractor
+from neuromf.evaluation.extractors.registry import VOLUME, codec_extractor
 from neuromf.evaluation.features import cached_features, cached_regions, gather, one_row_each, rows_of
 
 

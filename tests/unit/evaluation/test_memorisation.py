@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from neuromf.evaluation.extractors import VOLUME, codec_extractor
 from neuromf.evaluation.extractors.codec import mirror_pooled
+from neuromf.evaluation.extractors.registry import VOLUME, codec_extractor
 from neuromf.evaluation.memorisation import closer_than_null, nearest_by_correlation, nearest_by_features, thumbnail
 
 

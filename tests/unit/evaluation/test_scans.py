@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from neuromf.evaluation.extractors import VOLUME, codec_extractor
+from neuromf.evaluation.extractors.registry import VOLUME, codec_extractor
 from neuromf.evaluation.features import gather
 from neuromf.evaluation.scans import (
     EvaluationError,

@@ -1,8 +1,7 @@
-"""What an extractor is, what is known of its published weights, and how their file is found and read."""
+"""What an extractor is, and how published weights get into its network."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from neuromf.evaluation.extractors.published import WEIGHTS, ExtractorError
 from neuromf.published import PublishedError, misfit, plain_state, read_published
 from neuromf.tables import content_hash, file_sha256
 
 VOLUME = "volume"  # the region of features that see a whole volume; the others are planes of slices
 Compute = Callable[[Tensor, float], dict[str, Tensor]]
-
-
-class ExtractorError(ValueError):
-    """An extractor that cannot be used; the message says what is missing or wrong and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -36,62 +32,15 @@ class Extractor:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A published weights file: its name, where it is had, and its size and SHA-256 (or the first digits of it).
-
-    ``bytes`` 0 and ``sha256`` "" stand for what the publisher does not say; the file's keys and shapes are compared in any
-    case, and its hash is part of the extractor's key.
-    """
-
-    file: str
-    address: str
-    bytes: int = 0
-    sha256: str = ""
-
-    @property
-    def fetch(self) -> str:
-        """What to do to have the file."""
-        known = [f"{self.bytes} bytes"] * bool(self.bytes) + [f"sha256 {self.sha256}"] * bool(self.sha256)
-        about = f" ({', '.join(known)})" if known else ""
-        return (
-            f"fetch {self.file}{about} from {self.address}, put it in a folder and name that folder in `weights_dir`,"
-            " `--weights-dir` or NEUROMF_WEIGHTS"
-        )
-
-
-@dataclass(frozen=True)
 class Card:
-    """What the registry knows of an extractor: its features per row, the regions it has rows for, how it wants its input,
-    and its weights. ``load`` builds its ``compute`` from the weights' path (None: not there) on a device."""
+    """What the registry knows of an extractor: its features per row, the regions it has rows for and how it wants its input;
+    ``load`` builds its ``compute`` from the weights' path (None: not there) on a device."""
 
     name: str
     features: int
     regions: tuple[str, ...]
     preprocessing: str
-    weights: Weights
     load: Callable[[Path | None, torch.device], Compute]
-    fetches_itself: bool = False  # its library downloads the weights when it is asked for by name
-
-
-def weights_file(card: Card, weights_dir: Path | None) -> Path:
-    """Return the path of an extractor's weights after checking what is known of them.
-
-    Looked for in ``weights_dir``, or in the folder that the environment variable NEUROMF_WEIGHTS names.
-
-    Raises:
-        ExtractorError: no folder is given, the file is missing, or it is not the published one.
-    """
-    weights = card.weights
-    folder = weights_dir or (Path(os.environ["NEUROMF_WEIGHTS"]) if os.environ.get("NEUROMF_WEIGHTS") else None)
-    if folder is None:
-        raise ExtractorError(f"the extractor {card.name} needs its published weights: {weights.fetch}")
-    path = folder / weights.file
-    if not path.is_file():
-        raise ExtractorError(f"the extractor {card.name} needs {path}: {weights.fetch}")
-    size = path.stat().st_size
-    if (weights.bytes and size != weights.bytes) or not file_sha256(path).startswith(weights.sha256):
-        raise ExtractorError(f"{path} ({size} bytes) is not the published file: {weights.fetch}")
-    return path
 
 
 def load_published(network: torch.nn.Module, path: Path, *, optional: tuple[str, ...] = ()) -> torch.nn.Module:
@@ -119,5 +68,5 @@ def load_published(network: torch.nn.Module, path: Path, *, optional: tuple[str,
 def extractor_of(card: Card, path: Path | None, device: torch.device, rule: object) -> Extractor:
     """Return a registered extractor; its key hashes the weights' file, or its published name where it has no path yet."""
     compute = card.load(path, device)
-    weights = file_sha256(path) if path is not None else card.weights.file
+    weights = file_sha256(path) if path is not None else WEIGHTS[card.name].file
     return Extractor(card.name, content_hash({"weights": weights, "rule": rule}), compute)

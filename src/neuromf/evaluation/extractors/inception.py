@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from neuromf.evaluation.extractors.base import Card, Compute, ExtractorError, Weights
+from neuromf.evaluation.extractors.base import Card, Compute
+from neuromf.evaluation.extractors.published import WEIGHTS, ExtractorError
 from neuromf.evaluation.extractors.slices import IN_WORDS, PLANES, by_slice, slice_bytes
 from neuromf.published import PublishedError, read_published
 
@@ -23,15 +24,15 @@ def load(path: Path | None, device: torch.device) -> Compute:
     """
     try:
         if path is not None:
-            read_published(
-                path
-            )  # torch-fidelity unpickles without an allow-list; so the file is checked with one first
+            read_published(path)  # with an allow-list, which torch-fidelity reads it without
         network = FeatureExtractorInceptionV3("inception", [LAYER], feature_extractor_weights_path=path)
     except (PublishedError, RuntimeError) as error:
-        raise ExtractorError(f"{path} is no file of Inception v3 ({str(error)[:200]}); {WEIGHTS.fetch}") from None
+        raise ExtractorError(
+            f"{path} is no file of Inception v3 ({str(error)[:200]}); {WEIGHTS['inception'].fetch}"
+        ) from None
     except OSError as error:
         raise ExtractorError(
-            f"the weights of Inception v3 could not be downloaded ({error}); {WEIGHTS.fetch}"
+            f"the weights of Inception v3 could not be downloaded ({error}); {WEIGHTS['inception'].fetch}"
         ) from None
     network.to(device)
 
@@ -41,13 +42,10 @@ def load(path: Path | None, device: torch.device) -> Compute:
     return by_slice(features)
 
 
-WEIGHTS = Weights(URL_INCEPTION_V3.rsplit("/", 1)[-1], URL_INCEPTION_V3, sha256="6726825d")
 CARD = Card(
     "inception",
     2048,
     PLANES,
     f"{IN_WORDS}; [0, 255] as uint8, then torch-fidelity's own resizing to 299² and scaling",
-    WEIGHTS,
     load,
-    fetches_itself=True,
 )

@@ -12,7 +12,7 @@ import torch
 from monai.networks.nets.resnet import resnet50
 from torch import Tensor
 
-from neuromf.evaluation.extractors.base import VOLUME, Card, Compute, Weights, load_published
+from neuromf.evaluation.extractors.base import VOLUME, Card, Compute, load_published
 
 BRAIN_INTENSITY = 0.05
 
@@ -50,6 +50,5 @@ CARD = Card(
     2048,
     (VOLUME,),
     "the whole volume, standardised inside the brain, at its own voxel size; last stage averaged over space",
-    Weights("resnet_50_23dataset.pth", "https://github.com/Tencent/MedicalNet (pretrained models)"),
     load,
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from neuromf.evaluation.extractors.base import Card, Compute, Weights, load_published
+from neuromf.evaluation.extractors.base import Card, Compute, load_published
 from neuromf.evaluation.extractors.slices import IN_WORDS, PLANES, by_slice, resized
 
 SIDE = 224
@@ -38,6 +38,5 @@ CARD = Card(
     2048,
     PLANES,
     f"{IN_WORDS}; resized to {SIDE}², scaled to [-1, 1]",
-    Weights("ResNet50.pt", "https://github.com/BMEII-AI/RadImageNet (RadImageNet models, PyTorch)"),
     load,
 )

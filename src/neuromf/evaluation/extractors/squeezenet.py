@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
-from neuromf.evaluation.extractors.base import Card, Compute, ExtractorError, Weights
+from neuromf.evaluation.extractors.base import Card, Compute
+from neuromf.evaluation.extractors.published import ExtractorError
 from neuromf.evaluation.extractors.slices import IN_WORDS, PLANES, by_slice, resized
 
 SIDE = 224  # pixels, as the network was trained
@@ -80,11 +81,5 @@ CARD = Card(
     512,
     PLANES,
     f"{IN_WORDS}; resized to {SIDE}², [0, 255] minus ImageNet's mean",
-    Weights(
-        "squeezenet_imagenet_keras_notop.h5",
-        "https://github.com/rcmalli/keras-squeezenet/releases (squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5)",
-        3_032_184,
-        "2d935d8c102ad1232484a77da8e6fbdf3ff4ab608974a0d8b6283115ffff204f",
-    ),
     load,
 )

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from neuromf import meshnet
-from neuromf.evaluation.extractors.base import VOLUME, Card, Compute, Weights
+from neuromf.evaluation.extractors.base import VOLUME, Card, Compute
 from neuromf.evaluation.extractors.slices import brain_extent
 
 SPACING_MM = 1.5  # seen on real brains: the deep structures are still found at 1.5 mm, none of them at 2 mm
@@ -65,6 +65,5 @@ CARD = Card(
     (VOLUME,),
     f"the brain's box at {SPACING_MM} mm in LIA, intensities as they are; mean and standard deviation of the last hidden"
     " layer's channels over the brain",
-    Weights(_FILE.file, _FILE.address, _FILE.bytes, _FILE.sha256),
     load,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuromf.evaluation.extractors import CARDS
+from neuromf.evaluation.extractors.published import WEIGHTS
 
 SHARED = Path(os.environ.get("NEUROMF_SHARED", Path(__file__).parents[4] / "../shared"))
 
@@ -27,7 +27,7 @@ def weights_dir():
     """Return a function: the folder of published weights when an extractor's file is there, else the test is skipped."""
 
     def folder(name):
-        path = SHARED / "weights" / CARDS[name].weights.file
+        path = SHARED / "weights" / WEIGHTS[name].file
         if not path.is_file():
             pytest.skip(f"needs {path} (set NEUROMF_SHARED to the folder that holds weights/)")
         return path.parent

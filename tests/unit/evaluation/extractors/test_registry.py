@@ -8,11 +8,13 @@ import pytest
 import torch
 from monai.networks.nets.resnet import resnet50
 from torch.nn import functional
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from neuromf.evaluation import extractors
-from neuromf.evaluation.extractors import CARDS, VOLUME, ExtractorError, available, inception, load_extractor, slices
+from neuromf import meshnet
+from neuromf.evaluation.extractors import slices
+from neuromf.evaluation.extractors.published import WEIGHTS, ExtractorError, require_weights
 from neuromf.evaluation.extractors.radimagenet import RadImageNet
+from neuromf.evaluation.extractors.registry import CARDS, CODEC, VOLUME, available, load_extractor
 from neuromf.evaluation.extractors.slices import brain_extent, resized
 from neuromf.evaluation.extractors.subcortical import MARGIN, SPACING_MM, brain_box
 
@@ -26,9 +28,8 @@ def two_slices_a_plane(monkeypatch):
 
 def put_weights(monkeypatch, folder, name, state):
     """Write a file of an extractor's layout and let the registry take it for the published one."""
-    card = CARDS[name]
-    torch.save(state, folder / card.weights.file)
-    monkeypatch.setitem(CARDS, name, replace(card, weights=replace(card.weights, bytes=0, sha256="")))
+    torch.save(state, folder / WEIGHTS[name].file)
+    monkeypatch.setitem(WEIGHTS, name, replace(WEIGHTS[name], bytes=0, sha256=""))
     return folder
 
 
@@ -67,7 +68,7 @@ def test_published_weights(name, weights_dir, volume):
 
 def test_squeezenet_computes_what_the_keras_file_says(weights_dir, volume):
     """The published graph written out, on the file's own arrays."""
-    file = h5py.File(weights_dir("squeezenet") / CARDS["squeezenet"].weights.file)
+    file = h5py.File(weights_dir("squeezenet") / WEIGHTS["squeezenet"].file)
     arrays = {}
     file.visititems(lambda key, value: arrays.update({key: np.asarray(value)}) if hasattr(value, "shape") else None)
 
@@ -92,7 +93,7 @@ def test_squeezenet_computes_what_the_keras_file_says(weights_dir, volume):
 def test_inception_gives_what_torch_fidelity_gives(monkeypatch, tmp_path, inception_state, volume):
     folder = put_weights(monkeypatch, tmp_path, "inception", inception_state)
     features = checked(load_extractor("inception", weights_dir=folder), volume)
-    direct = FeatureExtractorInceptionV3("x", ["2048"], str(folder / inception.WEIGHTS.file))
+    direct = FeatureExtractorInceptionV3("x", ["2048"], str(folder / WEIGHTS["inception"].file))
     images = slices.slice_bytes(slices.slices_of(volume)["coronal"])
     assert torch.allclose(features["coronal"], direct(images)[0], atol=1e-5)
 
@@ -128,14 +129,29 @@ def test_missing_and_altered_weights_are_told_with_the_remedy(monkeypatch, tmp_p
     found = available(tmp_path)
     assert set(found) == set(CARDS)
     for name, text in found.items():
-        assert CARDS[name].weights.file in text and CARDS[name].weights.address in text
-    (tmp_path / CARDS["squeezenet"].weights.file).write_bytes(b"x")
+        assert WEIGHTS[name].file in text and WEIGHTS[name].address in text
+    (tmp_path / WEIGHTS["squeezenet"].file).write_bytes(b"x")
     with pytest.raises(ExtractorError, match="is not the published file: fetch"):
         load_extractor("squeezenet", weights_dir=tmp_path)
     with pytest.raises(ExtractorError, match="no extractor 'vgg'"):
         load_extractor("vgg")
     with pytest.raises(ExtractorError, match="needs a codec"):
         load_extractor("codec")
+
+
+def test_the_workflow_asks_for_missing_weights_at_its_start(monkeypatch, tmp_path):
+    monkeypatch.delenv("NEUROMF_WEIGHTS", raising=False)
+    require_weights(["codec", "inception"])
+    with pytest.raises(ExtractorError, match=r"radimagenet_resnet50 needs its published weights: fetch ResNet50\.pt"):
+        require_weights(["codec", "radimagenet_resnet50"])
+    (tmp_path / "ResNet50.pt").touch()
+    require_weights(["codec", "radimagenet_resnet50"], tmp_path)
+
+
+def test_what_is_said_of_published_files_is_what_their_readers_say():
+    network, weights = meshnet.PUBLISHED["subcortical"], WEIGHTS["subcortical"]
+    assert (network.file, network.bytes, network.sha256) == (weights.file, weights.bytes, weights.sha256)
+    assert WEIGHTS["inception"].address == URL_INCEPTION_V3
 
 
 def test_inception_may_fetch_its_weights_and_says_when_it_cannot(monkeypatch, tmp_path, inception_state, volume):
@@ -149,7 +165,7 @@ def test_inception_may_fetch_its_weights_and_says_when_it_cannot(monkeypatch, tm
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", download)
     extractor = load_extractor("inception", weights_dir=tmp_path)
-    assert asked == [inception.WEIGHTS.address] and extractor.name == "inception"
+    assert asked == [WEIGHTS["inception"].address] and extractor.name == "inception"
     with pytest.raises(ExtractorError, match=r"could not be downloaded \(no network\); fetch weights-inception"):
         load_extractor("inception", weights_dir=tmp_path)
 
@@ -162,7 +178,7 @@ def test_keys_tell_weights_and_extractors_apart(monkeypatch, tmp_path, codec):
     put_weights(monkeypatch, tmp_path, "radimagenet_resnet50", state)
     second = load_extractor("radimagenet_resnet50", weights_dir=tmp_path)
     assert first.key != second.key and load_extractor("codec", codec=codec).key not in (first.key, second.key)
-    assert extractors.CODEC not in CARDS
+    assert CODEC not in CARDS and set(WEIGHTS) == set(CARDS)
 
 
 def test_the_brains_box_is_what_the_subcortical_network_sees(volume):
