@@ -6,17 +6,22 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch_fidelity
 from monai.networks.nets.resnet import resnet50
 from torch.nn import functional
+from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from neuromf import meshnet
+from neuromf.evaluation.coverage import coverage_estimates
 from neuromf.evaluation.extractors import slices
 from neuromf.evaluation.extractors.published import WEIGHTS, ExtractorError, require_weights
 from neuromf.evaluation.extractors.radimagenet import RadImageNet
 from neuromf.evaluation.extractors.registry import CARDS, CODEC, VOLUME, available, load_extractor
 from neuromf.evaluation.extractors.slices import brain_extent, resized
 from neuromf.evaluation.extractors.subcortical import MARGIN, SPACING_MM, brain_box
+from neuromf.evaluation.features import one_row_each
+from neuromf.evaluation.kernel import kernel_distance
 
 VOXEL_MM = 1.7  # of the volume: a small brain, so that the networks are quick
 
@@ -96,6 +101,42 @@ def test_inception_gives_what_torch_fidelity_gives(monkeypatch, tmp_path, incept
     direct = FeatureExtractorInceptionV3("x", ["2048"], str(folder / WEIGHTS["inception"].file))
     images = slices.slice_bytes(slices.slices_of(volume)["coronal"])
     assert torch.allclose(features["coronal"], direct(images)[0], atol=1e-5)
+
+
+class Images(Dataset):
+    """RGB images as torch-fidelity takes them."""
+
+    def __init__(self, images):
+        self.images = list(images)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_kid_and_precision_equal_torch_fidelitys_on_the_same_slices(
+    monkeypatch, tmp_path, inception_state, volume, settings
+):
+    """From slices to figures: torch-fidelity's own calculation, given the images."""
+    monkeypatch.setattr(slices, "SLICES", 5)
+    folder = put_weights(monkeypatch, tmp_path, "inception", inception_state)
+    sets = [volume, (volume**1.5).roll(2, 0)]
+    images = [Images(slices.slice_bytes(slices.slices_of(v)["axial"])) for v in sets]
+    expected = torch_fidelity.calculate_metrics(
+        input1=images[0], input2=images[1], kid=True, prc=True, kid_subsets=1, kid_subset_size=5, cuda=False,
+        feature_extractor="inception-v3-compat", feature_layer_prc="2048", save_cpu_ram=True,
+        feature_extractor_weights_path=str(folder / WEIGHTS["inception"].file), cache=False, verbose=False, batch_size=5,
+    )  # fmt: skip
+    monkeypatch.setattr(slices, "slices_of", lambda v, of=slices.slices_of: {"axial": of(v)["axial"]})
+    extractor = load_extractor("inception", weights_dir=folder)
+    x, y = (one_row_each(extractor.compute(v, 4.0)["axial"].numpy()) for v in sets)
+    kid = kernel_distance(x.values, y.values)
+    assert kid == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4, abs=1e-9)
+    found = coverage_estimates(x, y, settings)
+    assert found["precision"].value == pytest.approx(expected["precision"])
+    assert found["recall"].value == pytest.approx(expected["recall"])
 
 
 def test_medicalnet_and_radimagenet_take_the_published_layouts(monkeypatch, tmp_path, volume):
