@@ -100,7 +100,7 @@ def train_small(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = SmallNetwork(draw(1, random).shape[1])
-    weights = list(network.parameters())
+    weights: list[Tensor] = list(network.parameters())
     average = [weight.detach().clone() for weight in weights]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     losses = []
@@ -151,7 +151,7 @@ def gaussian_error(prediction: Prediction, *, updates: int = UPDATES, seed: int 
     """
     oracle = GaussianOracle(0.5, 0.7)
     objective = MeanFlowObjective(prediction, t_min=T_MIN[prediction], adaptive=False)
-    times = TimeSampler("uniform", t_min=T_MIN[prediction])
+    times = TimeSampler("uniform", t_min=T_MIN[prediction], r_equals_t=0.25)
     velocity, _ = train_small(oracle.sample, objective, times, updates=updates, seed=seed)
     random = torch.Generator().manual_seed(seed + 1)
     z0 = oracle.sample(50_000, random)
