@@ -66,6 +66,8 @@ def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[st
             smooth = history[column].rolling(100, min_periods=1).mean()
             line[0].plot(history["update"], smooth, label=label, linewidth=1)
         line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss", yscale="log")
+        line[0].yaxis.set_major_formatter(ScalarFormatter())
+        line[0].yaxis.set_minor_formatter(ScalarFormatter())
         line[0].legend(frameon=False)
         for place, row in enumerate(row for row in rows if row["prediction"] == prediction):
             points = samples[(samples["prediction"] == prediction) & (samples["steps"] == row["steps"])]
