@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, ScalarFormatter
 
 from neuromf.paper.style import NOISE_COLOUR, RECONSTRUCTION_COLOUR, REFERENCE_GREY, run_colours, run_label
 
@@ -65,10 +65,12 @@ def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[st
         for column, label in (("raw_fm", "flow matching"), ("raw_mf", "MeanFlow")):
             smooth = history[column].rolling(100, min_periods=1).mean()
             line[0].plot(history["update"], smooth, label=label, linewidth=1)
-        line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss", yscale="log")
+        line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss")
+        line[0].set(xscale="log", yscale="log")
+        line[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         line[0].yaxis.set_major_formatter(ScalarFormatter())
-        line[0].yaxis.set_minor_formatter(ScalarFormatter())
-        line[0].legend(frameon=False)
+        line[0].yaxis.set_minor_locator(NullLocator())
+        line[0].legend(frameon=False, loc="lower left")
         for place, row in enumerate(row for row in rows if row["prediction"] == prediction):
             points = samples[(samples["prediction"] == prediction) & (samples["steps"] == row["steps"])]
             _torus_samples(line[1 + 2 * place], line[2 + 2 * place], points, row, colours[str(row["steps"])])
