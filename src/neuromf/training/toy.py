@@ -151,7 +151,7 @@ def gaussian_error(prediction: Prediction, *, updates: int = UPDATES, seed: int 
     """
     oracle = GaussianOracle(0.5, 0.7)
     objective = MeanFlowObjective(prediction, t_min=T_MIN[prediction], adaptive=False)
-    times = TimeSampler("uniform", t_min=T_MIN[prediction], r_equals_t=0.25)
+    times = TimeSampler("uniform", t_min=T_MIN[prediction])
     velocity, _ = train_small(oracle.sample, objective, times, updates=updates, seed=seed)
     random = torch.Generator().manual_seed(seed + 1)
     z0 = oracle.sample(50_000, random)
