@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.patches import Circle
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, ScalarFormatter
 
 from neuromf.paper.style import NOISE_COLOUR, RECONSTRUCTION_COLOUR, REFERENCE_GREY, run_colours, run_label
 
@@ -64,20 +65,34 @@ def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[st
         for column, label in (("raw_fm", "flow matching"), ("raw_mf", "MeanFlow")):
             smooth = history[column].rolling(100, min_periods=1).mean()
             line[0].plot(history["update"], smooth, label=label, linewidth=1)
-        line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss", yscale="log")
-        line[0].legend(frameon=False)
+        line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss")
+        line[0].set(xscale="log", yscale="log")
+        line[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        line[0].yaxis.set_major_formatter(ScalarFormatter())
+        line[0].yaxis.set_minor_locator(NullLocator())
+        line[0].legend(frameon=False, loc="lower left")
         for place, row in enumerate(row for row in rows if row["prediction"] == prediction):
             points = samples[(samples["prediction"] == prediction) & (samples["steps"] == row["steps"])]
-            plane, angles = line[1 + 2 * place], line[2 + 2 * place]
-            plane.scatter(points["x1"], points["x2"], s=1, color=colours[str(row["steps"])])
-            plane.set(
-                aspect="equal", title=f"{row['steps']} step{'s' * (row['steps'] > 1)}: distance {row['distance']:.3f}"
-            )
-            turns = (np.arctan2(points["x2"], points["x1"]) / (2 * np.pi)) % 1
-            angles.hist(turns, bins=24, density=True, color=colours[str(row["steps"])])
-            angles.axhline(1, color=REFERENCE_GREY, linewidth=1)
-            angles.set(title=f"angles: p = {min(row['p_values']):.2g}", xlabel="θ1, turns")
+            _torus_samples(line[1 + 2 * place], line[2 + 2 * place], points, row, colours[str(row["steps"])])
     return figure
+
+
+def _torus_samples(plane: Axes, histogram: Axes, points: pd.DataFrame, row: Mapping[str, Any], colour: str) -> None:
+    """Plot the first plane of samples with the circle that the torus is there, and the histograms of both angles."""
+    plane.scatter(points["x1"], points["x2"], s=1, color=colour)
+    plane.add_patch(Circle((0, 0), 1 / np.sqrt(2), fill=False, color=REFERENCE_GREY, linewidth=1))
+    steps = f"{row['steps']} step{'s' * (row['steps'] > 1)}"
+    plane.set(aspect="equal", title=f"{steps}: distance {row['distance']:.3f}", xlabel="x1", ylabel="x2")
+    plane.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    for name, (x, y), line in (("θ1", ("x1", "x2"), "-"), ("θ2", ("x3", "x4"), ":")):
+        turns = (np.arctan2(points[y], points[x]) / (2 * np.pi)) % 1
+        histogram.hist(
+            turns, bins=24, range=(0, 1), density=True, histtype="step", color=colour, linestyle=line, label=name
+        )
+    histogram.axhline(1, color=REFERENCE_GREY, linewidth=1)
+    p_values = ", ".join(f"{p:.2f}" for p in row["p_values"])
+    histogram.set(title=f"{steps}: p = {p_values}", xlabel="angle, turns", ylabel="density", xlim=(0, 1), ylim=(0, 1.9))
+    histogram.legend(frameon=False, loc="upper right", ncols=2)
 
 
 def metric_against_nfe(metrics: pd.DataFrame, metric: str, title: str, unit: str, *, log_scale: bool) -> Figure:
