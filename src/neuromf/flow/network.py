@@ -7,18 +7,22 @@ from typing import Any, Literal
 
 import torch
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
-from monai.networks.blocks import SABlock
+from monai.networks.blocks import SABlock, SpatialAttentionBlock
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from neuromf.config import Network
 from neuromf.flow import tangent
+from neuromf.flow.recompute import recompute
 from neuromf.flow.tangent import Pair
 
 # Angular frequencies of the time embedding, from half a turn to eight turns over [0, 1]. MONAI's own embedding expects
 # t·1000, which inflates ∂u/∂t and with it the JVP and its errors.
 LOWEST_FREQUENCY, HIGHEST_FREQUENCY = math.pi, 16 * math.pi
 MAISI_TIMESTEPS, MAISI_LONGEST_PERIOD = 1000, 10_000  # of MONAI's `get_timestep_embedding`, as NV-Generate calls it
+
+MOST_GRAPHS = 32  # of one compiled pass: training and validation, with and without a graph, whole and last batches
 
 
 def maisi_options(config: Network, channels: int) -> dict[str, Any]:
@@ -139,6 +143,22 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
             x = tangent.up_block(block, x, skips, emb)
         norm, _, convolution = self.out
         return tangent.convolution(convolution, tangent.silu(tangent.group_norm(norm, x)))
+
+    def recompute_activations(self) -> None:
+        """Keep the inputs of residual and attention blocks alone from now on; the backward pass runs each block again."""
+        for block in self.modules():
+            if isinstance(block, (DiffusionUNetResnetBlock, SpatialAttentionBlock)):
+                recompute(block)
+
+    def compile_passes(self, backend: str = "inductor") -> None:
+        """Compile both passes, each as one whole graph for every shape and mode it meets, at its first call with them.
+
+        Parameters keep their names and may be loaded anew. A compiled network has no forward-mode derivative but
+        `with_tangent`.
+        """
+        how = {"fullgraph": True, "dynamic": False, "backend": backend, "recompile_limit": MOST_GRAPHS}
+        self.forward = torch.compile(self.forward, **how)  # type: ignore[call-overload, method-assign]
+        self.with_tangent = torch.compile(self.with_tangent, **how)  # type: ignore[call-overload, method-assign]
 
     @staticmethod
     def _embed(layers: nn.Sequential, waves: Pair) -> Pair:
