@@ -111,9 +111,7 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         """
         self._check(z)
         # fused attention has no forward-mode derivative: inside a JVP of torch.func the plain formula is used
-        fused = forward_ad.unpack_dual(z).tangent is None
-        for attention in self._attention:
-            attention.use_flash_attention = fused
+        self._fuse_attention(forward_ad.unpack_dual(z).tangent is None)
         of_t, of_h = self.time_waves(t).to(z.dtype), self.interval_waves(t - r).to(z.dtype)
         emb = self.time_embed(of_t) + self.interval_embed(of_h)
         h = self.conv_in(z)
@@ -130,6 +128,7 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         Equals ``torch.func.jvp`` to rounding in less than half its time (`neuromf.flow.tangent`).
         """
         self._check(z)
+        self._fuse_attention(True)  # of blocks that are run again; the rules of `tangent` have their own
         with tangent.plain(z):
             of_t, of_h = self.time_waves.with_tangent(t, dt), self.interval_waves.with_tangent(t - r, dt - dr)
         emb = self._embed(self.time_embed, of_t) + self._embed(self.interval_embed, of_h)
@@ -164,6 +163,10 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
     def _embed(layers: nn.Sequential, waves: Pair) -> Pair:
         first, _, second = layers
         return tangent.linear(second, tangent.silu(tangent.linear(first, waves)))
+
+    def _fuse_attention(self, fused: bool) -> None:
+        for attention in self._attention:
+            attention.use_flash_attention = fused
 
     def _check(self, z: Tensor) -> None:
         factor = 2 ** (len(self.block_out_channels) - 1)

@@ -95,8 +95,8 @@ class FlowModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         for optimizer in self.trainer.optimizers:
-            for parameter, moments in optimizer.state.items():
-                moments["step"] = moments["step"].to(parameter.device)  # where fused AdamW counts; checkpoints are read on a CPU
+            for parameter, moments in optimizer.state.items():  # restored from a checkpoint, whose steps lie on the CPU
+                moments["step"] = moments["step"].to(parameter.device)  # where the fused kernel counts
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.gradient_clip)

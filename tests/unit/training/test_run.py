@@ -296,6 +296,21 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in weights(tmp_path).values())
 
 
+def test_recomputed_activations_change_no_weight_and_no_checkpoint(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputing = config(train={"checkpointing": True})
+    train(tmp_path / "whole", recomputing)
+    assert same(weights(undisturbed), weights(tmp_path / "whole"))
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "switched", recomputing)
+    train(tmp_path / "switched")  # goes on from update 3 without
+    assert rows(tmp_path / "switched" / "model" / "metrics.csv")[0]["step"] == "2"
+    assert same(weights(undisturbed), weights(tmp_path / "switched"))
+
+
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
     latents = Latents(6, 0)
     latents.values[0] = torch.nan
