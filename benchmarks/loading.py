@@ -4,7 +4,9 @@
 
 Random latents are written as shards by the writer that encoding uses, and read in random order as `train_run` reads a set
 that is too large for memory: memory map, normalisation, two worker processes, batches. Warm: the files lie in the page
-cache; cold: they were dropped from it (Linux). Training's demand is measured on a few rows of the 180M network.
+cache; cold: they were dropped from it (Linux). On a shared CPU wall times say little: the last row has latents per
+second of processor time, read in one process. Training's demand is measured on a few rows of the 180M network, on a CPU in
+processor time too.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +33,7 @@ from neuromf.training import run
 from neuromf.training.module import BatchStream
 
 BATCH, PER_SHARD = 16, 64  # as in the default configuration
+Clock = Callable[[], float]
 
 
 def write_shards(folder: Path, latents: int, side: int) -> list[Path]:
@@ -55,29 +59,43 @@ def drop_from_cache(paths: list[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rate(paths: list[Path], workers: int, device: torch.device, batches: int) -> tuple[float, float]:
+def rate(
+    paths: list[Path], workers: int, device: torch.device, batches: int, clock: Clock = time.perf_counter
+) -> tuple[float, float]:
     """Return latents per second on the device and the seconds until the first batch, in a new reader."""
     store = LatentStore(paths)
-    started = time.perf_counter()
+    started = clock()
     latents = run.NormalisedLatents(store, {"mean": [0.0] * 4, "std": [1.0] * 4})
     order = BatchStream(len(store), BATCH, seed=0, first=0, last=batches)
     first = 0.0
     for batch in DataLoader(latents, batch_sampler=order, num_workers=workers):
         batch.to(device)
         if not first:
-            first, started = time.perf_counter() - started, time.perf_counter()
-    return (batches - 1) * BATCH / (time.perf_counter() - started), first
+            first, started = clock() - started, clock()
+    return (batches - 1) * BATCH / (clock() - started), first
 
 
-def demand(rows: int, side: int, device: torch.device) -> float:
-    """Return the latents per second that training steps of the 180M network take in, median of three steps."""
+def demand(rows: int, side: int, device: torch.device, steps: int, clock: Clock) -> float:
+    """Return the latents per second that training steps of the 180M network take in, after one step as warm-up."""
     step = make_step("ours", make_network("180M", device), rows, side, "bf16" if device.type == "cuda" else "32")
     times = []
-    for _ in range(4):
-        started = time.perf_counter()
+    for _ in range(steps + 1):
+        started = clock()
         step()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return rows / statistics.median(times[1:])
+
+
+def row(clock: str, cache: str, found: list[tuple[float, float]], item: int) -> dict[str, Any]:
+    """Return one line of the table: medians over the repetitions; ``item``: bytes of a latent."""
+    latents, first = (statistics.median(values) for values in zip(*found, strict=True))
+    return {
+        "time": clock,
+        "cache": cache,
+        "latents/s": round(latents, 1),
+        "MB/s": round(latents * item / 1e6, 1),
+        "first batch, s": round(first, 3),
+    }
 
 
 def main() -> None:
@@ -87,6 +105,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=2, help="of the training step that is timed; 0: no step")
+    parser.add_argument("--steps", type=int, default=3, help="training steps that are timed")
     parser.add_argument("--folder", type=Path, help="where the shards are written for the time of the run")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=2)
@@ -106,25 +125,20 @@ def main() -> None:
                     if cache == "cold":
                         drop_from_cache(paths)
                     found.append(rate(paths, workers, device, batches))
-                latents, first = (statistics.median(values) for values in zip(*found, strict=True))
-                rows.append(
-                    {
-                        "workers": workers,
-                        "cache": cache,
-                        "latents/s": round(latents, 1),
-                        "MB/s": round(latents * item / 1e6, 1),
-                        "first batch, s": round(first, 3),
-                    }
-                )
+                rows.append(row(f"wall, {workers} workers", cache, found, item))
+        found = [rate(paths, 0, device, batches, time.process_time) for _ in range(arguments.repeats)]
+        rows.append(row("processor", "warm", found, item))
     print("\t".join(rows[0]))
-    for row in rows:
-        print("\t".join(map(str, row.values())))
+    for values in rows:
+        print("\t".join(map(str, values.values())))
     about = {"device": str(device), "torch": torch.__version__, "latents": arguments.latents, "side": arguments.side}
     if arguments.rows:
-        asked = demand(arguments.rows, arguments.side, device)
-        slowest = min(row["latents/s"] for row in rows)
-        print(f"training asks for {asked:.3g} latents/s: the slowest reading is {slowest / asked:.3g} times as fast")
-        about |= {"rows": arguments.rows, "latents/s of training": asked}
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        asked = demand(arguments.rows, arguments.side, device, arguments.steps, clock)
+        print(
+            f"training asks for {asked:.3g} latents/s, {rows[-1]['latents/s'] / asked:.3g} times fewer than one core reads"
+        )
+        about |= {"rows": arguments.rows, "steps": arguments.steps, "latents/s of training": asked}
     if arguments.json:
         write_json(arguments.json, {"about": about, "rows": rows})
 

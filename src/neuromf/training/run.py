@@ -81,7 +81,7 @@ class NormalisedLatents(Dataset[Tensor]):
         return self.held[index] if self.in_memory else self._read(index)
 
     def _read(self, index: int) -> Tensor:
-        return (self.store[index] - self.mean) / self.std
+        return (self.store[index] - self.mean).div_(self.std)
 
 
 def train_run(
