@@ -310,7 +310,7 @@ class Train(Section):
     loss_mask: LossMask = section(LossMask, "The loss on a random part of the volume")
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
     checkpointing: bool = setting(
-        False, "Recompute activations in the backward pass: less memory, about a third more time, the same weights"
+        False, "Recompute activations in the backward pass: less memory, a third to a half more time, the same weights"
     )
     compile: bool = setting(
         False, "Compile the network's passes with torch.compile, which takes minutes at the start; rounding changes"
