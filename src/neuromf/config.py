@@ -335,6 +335,12 @@ class Train(Section):
     augmentation: Augmentation = section(Augmentation, "Random changes of the latents")
     loss_mask: LossMask = section(LossMask, "The loss on a random part of the volume")
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
+    checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: less memory, a third to a half more time, the same weights"
+    )
+    compile: bool = setting(
+        False, "Compile the network's passes with torch.compile, which takes minutes at the start; rounding changes"
+    )
     warm_start: str | None = setting(
         None,
         "Model folder to start from, or NV-Generate's MR UNet (.pt); `demo` for the shipped one; null: random weights",
@@ -368,7 +374,7 @@ class Train(Section):
 
 
 # Settings of `train` that change no weight
-NO_RESULT = ("seeds", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours")
+NO_RESULT = ("seeds", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours", "checkpointing")
 
 
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------

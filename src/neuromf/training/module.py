@@ -71,6 +71,10 @@ class FlowModule(lightning.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
+        if config.train.checkpointing:
+            self.network.recompute_activations()
+        if config.train.compile:
+            self.network.compile_passes()
         self.objective = build_objective(config.flow)
         self.times = build_time_sampler(config.flow.times)
         self.update = 0
@@ -95,7 +99,14 @@ class FlowModule(lightning.LightningModule):
         others = [p for p in self.network.parameters() if p.ndim <= 1]  # norms and biases
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         train = self.config.train
-        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, weight_decay=train.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=train.learning_rate, betas=BETAS, weight_decay=train.weight_decay, fused=True
+        )
+
+    def on_fit_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            for parameter, moments in optimizer.state.items():  # restored from a checkpoint, whose steps lie on the CPU
+                moments["step"] = moments["step"].to(parameter.device)  # where the fused kernel counts
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.gradient_clip)

@@ -70,7 +70,8 @@ class NormalisedLatents(Dataset[Tensor]):
     """(z − mean_c) / std_c of each latent, (C, D, H, W); held in memory when it is small."""
 
     def __init__(self, store: Latents, statistics: Mapping[str, Any]) -> None:
-        self.store, self.statistics = store, statistics
+        self.store = store
+        self.mean, self.std = channel_scale(statistics, torch.empty(0))
         self.in_memory = len(store) > 0 and store[0].numel() * 4 * len(store) <= IN_MEMORY_BYTES
         self.held = [self._read(index) for index in range(len(store))] if self.in_memory else []
 
@@ -81,8 +82,7 @@ class NormalisedLatents(Dataset[Tensor]):
         return self.held[index] if self.in_memory else self._read(index)
 
     def _read(self, index: int) -> Tensor:
-        mean, std = channel_scale(self.statistics, self.store[index])
-        return (self.store[index] - mean) / std
+        return (self.store[index] - self.mean).div_(self.std)
 
 
 def train_run(

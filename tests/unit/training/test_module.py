@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +53,27 @@ def test_norms_and_biases_do_not_decay() -> None:
     decayed, others = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in others["params"])
+
+
+def test_restored_steps_are_counted_where_the_weights_are() -> None:
+    """Checkpoints are read on a CPU; the fused optimiser counts on the weights' device (`meta` stands for a GPU)."""
+    module = FlowModule(config(), seed=0)
+    optimizer = module.to("meta").configure_optimizers()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["step"] = torch.tensor(3.0)
+    module._trainer = SimpleNamespace(optimizers=[optimizer])  # type: ignore[assignment]
+    module.on_fit_start()
+    assert all(state["step"].device.type == "meta" for state in optimizer.state.values())
+    assert optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("setting", ["checkpointing", "compile"])
+def test_ways_of_running_leave_the_names_of_the_weights(setting: str) -> None:
+    plain, changed = FlowModule(config(), seed=0), FlowModule(config(**{setting: True}), seed=0)
+    assert plain.state_dict().keys() == changed.state_dict().keys()
+    ways = [vars(module).get("forward") for module in changed.network.modules()]
+    assert any(ways) and not any(vars(module).get("forward") for module in plain.network.modules())
 
 
 def test_weights_depend_on_the_seed_only() -> None:

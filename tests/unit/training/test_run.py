@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from neuromf.config import Config, validate
+from neuromf.flow import MeanFlowUNet
 from neuromf.training import callbacks
 from neuromf.training.checkpoint import CheckpointError, load_model
 from neuromf.training.interruption import Interrupted, NoProgressError
@@ -315,6 +317,36 @@ def test_another_architecture_is_no_warm_start(undisturbed: Path, tmp_path: Path
 def test_bf16_trains(tmp_path: Path) -> None:
     train(tmp_path, config(train={"precision": "bf16", "updates": 2}))
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in weights(tmp_path).values())
+
+
+def test_recomputed_activations_change_no_weight_and_no_checkpoint(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputing = config(train={"checkpointing": True})
+    train(tmp_path / "whole", recomputing)
+    assert same(weights(undisturbed), weights(tmp_path / "whole"))
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "switched", recomputing)
+    train(tmp_path / "switched")  # goes on from update 3 without
+    assert rows(tmp_path / "switched" / "model" / "metrics.csv")[0]["step"] == "2"
+    assert same(weights(undisturbed), weights(tmp_path / "switched"))
+
+
+def test_a_compiled_run_trains_and_validates_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = partialmethod(MeanFlowUNet.compile_passes, "aot_eager")  # inductor takes minutes
+    monkeypatch.setattr(MeanFlowUNet, "compile_passes", traced)
+    level = {"channels": [4], "attention": [False], "head_channels": [0]}
+    for name in ("plain", "compiled"):
+        train(tmp_path / name, config(network=level, train={"updates": 1, "compile": name == "compiled"}))
+    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[name], compiled[name], atol=1e-6) for name in plain)
+    validations = [rows(tmp_path / name / "model" / "val.csv") for name in ("plain", "compiled")]
+    assert len(validations[0]) == 4
+    for one, other in zip(*validations, strict=True):
+        assert float(other["raw_mf"]) == pytest.approx(float(one["raw_mf"]), rel=1e-4)
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
