@@ -45,6 +45,7 @@ STEPS = {  # name: settings of the objective and share of rows with r = t
     "ours": ({}, 0.5),
     "ours, FM term where r = t": ({"fm_rows": "r_equals_t"}, 0.5),
     "ours, FM term where r = t, quarter r < t": ({"fm_rows": "r_equals_t"}, 0.75),
+    "ours, a head for the velocity": ({"v_head": True}, 0.5),
     "straightforward": (None, 0.5),
 }
 WAYS = ("plain", "compile", "checkpointing", "channels_last")  # of running them; all but the first are asked for
@@ -55,7 +56,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 def make_network(name: str, device: torch.device, way: str = "plain") -> MeanFlowUNet:
     """A UNet without zero weights: MONAI's own start would let whole branches be skipped."""
     torch.manual_seed(0)
-    network = MeanFlowUNet(NETWORKS[name])
+    network = MeanFlowUNet(NETWORKS[name], v_head=True)  # steps that do not use the head pay nothing for it
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     network.to(device)
