@@ -180,6 +180,15 @@ class Validation(Callback):
         self.stopped: str | None = None
         self.last: dict[str, float] = {}  # average -> raw loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides what is exported and when the training stops, as JSON takes it."""
+        return {"last": self.last, "best": self.best and self.best._asdict(), "stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Set what `state_dict` returned."""
+        self.last, self.stopped = dict(state_dict["last"]), state_dict["stopped"]
+        self.best = Best(**state_dict["best"]) if state_dict["best"] else None
+
     @property
     def chosen(self) -> str:
         """The average with the smallest raw loss at the last validation; without any, the first."""
@@ -235,8 +244,8 @@ class Checkpoints(Callback):
         folder: of the checkpoints.
         key: tells this training from others in the same folder.
         averages: the averaged weights.
-        guard: its minimum is saved and restored.
-        validation: its best is saved.
+        guard: saved and restored, in the middle of its window too.
+        validation: its last and best figures are saved and restored.
         watch: says when the training has to end.
         progress: what to resume from.
     """
@@ -279,9 +288,8 @@ class Checkpoints(Callback):
         notes = self.progress.notes
         module.update, module.skipped = self.progress.update, notes["skipped"]
         module.skipped_in_a_row = notes["skipped_in_a_row"]
-        self.guard.minimum = notes["guard_minimum"] or math.inf
-        self.validation.last = notes["validation"]
-        self.validation.best = Best(**notes["best"]) if notes["best"] else None
+        self.guard.load_state_dict(notes["guard"])
+        self.validation.load_state_dict(notes["validation"])
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         train = pl_module.config.train
@@ -300,13 +308,11 @@ class Checkpoints(Callback):
         state = trainer.optimizers[0].state
         for name, parameter in module.network.named_parameters():
             tensors |= {f"optimizer.{name}.{m}": state[parameter][m] for m in MOMENTS if parameter in state}
-        best = self.validation.best
         notes = {
             "skipped": module.skipped,
             "skipped_in_a_row": module.skipped_in_a_row,
-            "guard_minimum": self.guard.minimum if math.isfinite(self.guard.minimum) else None,
-            "validation": self.validation.last,
-            "best": best._asdict() if best else None,
+            "guard": self.guard.state_dict(),
+            "validation": self.validation.state_dict(),
         }
         progress = Progress(module.update, self.seconds, tensors, notes)
         save_progress(self.folder, self.key, progress, keep=module.config.train.keep_checkpoints)

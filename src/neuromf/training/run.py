@@ -236,7 +236,7 @@ def _fit(
     workers = 0 if train.in_memory else 2
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
-        if done < settings.updates:
+        if done < settings.updates and not (guard.stopped or validation.stopped):
             trainer.fit(module, DataLoader(train, batch_sampler=batches, num_workers=workers))
     board.close()
     stopped = guard.stopped or validation.stopped
