@@ -193,7 +193,7 @@ class Progress:
 
     update: int
     seconds: float  # of training so far, over all resumed parts
-    tensors: dict[str, Tensor]  # network.*, average.<half-life>/*, optimizer.<parameter>.<moment>
+    tensors: dict[str, Tensor]  # network.*, average.<half-life>/*, optimizer.<parameter>.<moment>, log.*
     notes: Mapping[str, Any] = field(default_factory=dict)  # counters and minima
 
     def part(self, prefix: str) -> dict[str, Tensor]:

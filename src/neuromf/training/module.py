@@ -52,6 +52,7 @@ class FlowModule(lightning.LightningModule):
     Attributes:
         update: updates done.
         output: what the objective gave for the last batch.
+        drawn: its times (r, t), (B,) each.
         gradient_norm: before clipping, of the last batch.
         skipped: updates without effect since loss or gradient was not finite; ``skipped_in_a_row`` of them the last ones.
     """
@@ -66,6 +67,7 @@ class FlowModule(lightning.LightningModule):
         self.times = build_time_sampler(config.flow.times)
         self.update = 0
         self.output: ObjectiveOutput | None = None
+        self.drawn: tuple[Tensor, Tensor] | None = None
         self.gradient_norm = torch.tensor(torch.nan)
         self.skipped = self.skipped_in_a_row = 0
 
@@ -74,7 +76,7 @@ class FlowModule(lightning.LightningModule):
         z0 = augment(z0, self.config.train.augmentation, seed_for(self.seed, "augment", self.update))
         random = generator_for(self.device, self.seed, "train", self.update)
         noise = torch.randn(z0.shape, generator=random, device=self.device)
-        r, t = self.times.sample(len(z0), random, self.device)
+        r, t = self.drawn = self.times.sample(len(z0), random, self.device)
         random = generator_for(self.device, self.seed, "loss mask", self.update)
         mask = draw_mask(self.config.train.loss_mask, len(z0), z0.shape[2:], random)
         self.output = self.objective(self.network, z0, noise, r, t, mask)

@@ -22,16 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from neuromf import __version__
 from neuromf.config import NO_RESULT, Config
 from neuromf.tables import content_hash, file_sha256, write_text
-from neuromf.training.callbacks import (
-    FIGURES,
-    METRICS,
-    VALIDATION,
-    Checkpoints,
-    Logbook,
-    Table,
-    Validation,
-    WeightAverages,
-)
+from neuromf.training.averages import WeightAverages
 from neuromf.training.checkpoint import (
     WEIGHTS,
     CheckpointError,
@@ -47,13 +38,16 @@ from neuromf.training.checkpoint import (
 )
 from neuromf.training.guard import DivergenceGuard
 from neuromf.training.interruption import Watch, begin_attempt, watching
+from neuromf.training.logbook import FIGURES, Logbook, Table, metrics_columns
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
+from neuromf.training.resumption import Checkpoints
+from neuromf.training.validation import VALIDATION, Validation
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
 # What model.json keeps of the configuration: the parts that generation reads or that a reader of the model asks for
 DESCRIBED = ("preprocess", "codec", "flow", "network", "train")
-LOGS = {"metrics.csv": METRICS, "val.csv": VALIDATION}
+LOGS = ("metrics.csv", "val.csv")
 log = logging.getLogger(__name__)
 
 
@@ -208,13 +202,17 @@ def _fit(
     done, settings = progress.update if progress else 0, module.config.train
     if done:
         log.info("resuming from update %d of %d", done, settings.updates)
-    tables = {name: Table(checkpoint_folder / name, columns, done) for name, columns in LOGS.items()}
+    columns = (metrics_columns(module.config), VALIDATION)
+    metrics_table, validation_table = (
+        Table(checkpoint_folder / name, titles, done) for name, titles in zip(LOGS, columns, strict=True)
+    )
     board = SummaryWriter(str(board_folder), purge_step=done + 1)
     averages = WeightAverages({f"{share:g}": share * settings.updates for share in settings.ema_half_lives})
+    logbook = Logbook(metrics_table, board, averages, len(train), done)
     guard = DivergenceGuard(settings.guard)
     best_file = checkpoint_folder / "best.safetensors"
-    validation = Validation(val, averages, tables["val.csv"], board, lambda weights: save(best_file, weights))
-    checkpoints = Checkpoints(checkpoint_folder, key, averages, guard, validation, watch, progress)
+    validation = Validation(val, averages, validation_table, board, lambda weights: save(best_file, weights))
+    checkpoints = Checkpoints(checkpoint_folder, key, averages, logbook, guard, validation, watch, progress)
     checkpoints.restore(module)
     if not len(val):
         log.warning("no validation latents: val.csv stays empty and the first average is exported")
@@ -224,7 +222,7 @@ def _fit(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
-        callbacks=[averages, Logbook(tables["metrics.csv"], board, done), guard, validation, checkpoints],
+        callbacks=[averages, logbook, guard, validation, checkpoints],
         plugins=[LightningEnvironment()],  # one process, also inside a Slurm job
         logger=False,
         enable_checkpointing=False,

@@ -18,10 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from neuromf.config import Config, validate
-from neuromf.training import callbacks
+from neuromf.training import logbook, validation
 from neuromf.training.checkpoint import CheckpointError, load_model, tensors_sha256
 from neuromf.training.interruption import Interrupted, NoProgressError
-from neuromf.training.run import train_run
+from neuromf.training.module import BatchStream, FlowModule
+from neuromf.training.run import NormalisedLatents, train_run
 
 SETTINGS: dict[str, Any] = {
     "preprocess": {"conform": {"shape": [32, 32, 32]}},
@@ -90,7 +91,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-callbacks.VALIDATION_ROWS = 2  # enough for these tests
+validation.VALIDATION_ROWS = 2  # enough for these tests
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,14 +124,14 @@ class Stop(Exception):
 
 def at_update(monkeypatch: pytest.MonkeyPatch, update: int, act: Callable[[], None]) -> None:
     """Do something right after an update, before its checkpoint."""
-    before: Callable[..., None] = callbacks.Logbook.on_train_batch_end
+    before: Callable[..., None] = logbook.Logbook.on_train_batch_end
 
     def then(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
         before(self, trainer, module, *rest)
         if module.update == update:
             act()
 
-    monkeypatch.setattr(callbacks.Logbook, "on_train_batch_end", then)
+    monkeypatch.setattr(logbook.Logbook, "on_train_batch_end", then)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
@@ -164,6 +165,64 @@ def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
     assert list((undisturbed / "model" / "tensorboard").iterdir())
 
 
+def test_a_logged_row_is_what_its_updates_were(tmp_path: Path) -> None:
+    """Two updates of one row, computed again by hand."""
+    changes = {"updates": 2, "ema_half_lives": [1.0], "gradient_clip": 1.0, "augmentation": {"flip_left_right": 0.5}}
+    settings = config(train=changes, flow={"channel_weights": [1.0, 2.0, 3.0, 4.0], "fm_rows": "r_equals_t"})
+    train(tmp_path, settings)
+    (row,) = (
+        {key: float(value or "nan") for key, value in r.items()} for r in rows(tmp_path / "model" / "metrics.csv")
+    )
+    module = FlowModule(settings, seed=0)
+    latents = NormalisedLatents(Latents(5, 0), STATISTICS)
+    optimizer = module.configure_optimizers()
+    weight, average = (torch.cat([p.detach().flatten() for p in module.network.parameters()]) for _ in range(2))
+    outputs, times, norms = [], [], []
+    for module.update, batch in enumerate(BatchStream(5, 2, 0, 0, 2)):
+        optimizer.zero_grad()
+        module.training_step(torch.stack([latents[i] for i in batch]), 0).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = module.learning_rate()
+        before = weight
+        optimizer.step()
+        weight = torch.cat([p.detach().flatten() for p in module.network.parameters()])
+        decay = min(0.5 ** (1 / 2), (2 + module.update) / (11 + module.update))
+        average = decay * average + (1 - decay) * weight
+        outputs.append(module.output)
+        times.append(module.drawn)
+    r, t = (torch.cat(parts) for parts in zip(*times, strict=True))
+    expected = {
+        name: torch.stack([getattr(output, name).detach() for output in outputs]).mean() for name in logbook.FIGURES
+    }
+    lambdas = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for term in ("fm", "mf"):
+        losses = torch.cat([getattr(output, f"{term}_rows") for output in outputs])
+        expected |= {f"raw_{term}_c{c}": losses[:, c].nanmean() for c in range(4)}
+        for part in range(4):
+            inside = (t >= part / 4) & ((t < (part + 1) / 4) | (part == 3))
+            expected[f"raw_{term}_t{part}"] = (losses[inside] * lambdas).sum(1).nanmean()
+    expected |= {
+        "r_equals_t": torch.tensor(0.5),
+        "grad_norm": torch.tensor(norms).mean(),
+        "clipped_share": (torch.tensor(norms) > 1).float().mean(),
+        "update_norm": (weight - before).norm() / before.norm(),
+        "ema_distance_1": (average - weight).norm() / weight.norm(),
+        "effective_samples": torch.tensor(10.0),
+        "skipped": torch.tensor(0.0),
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(float(value), rel=2e-4, nan_ok=True), name
+    assert row["raw_fm"] == pytest.approx(sum((c + 1) * row[f"raw_fm_c{c}"] for c in range(4)), rel=1e-3)
+    assert 10 < row["peak_memory_mb"] < 1e5 and set(row) == {
+        *expected,
+        "step",
+        "lr",
+        "samples_per_second",
+        "peak_memory_mb",
+    }
+
+
 def test_the_same_seed_gives_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
     train(tmp_path / "again")
     train(tmp_path / "other", seed=1)
@@ -182,7 +241,9 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(
     assert [row["step"] for row in rows(tmp_path / "checkpoints" / "metrics.csv")] == ["2", "4"]
     train(tmp_path)
     assert same(weights(undisturbed), weights(tmp_path))
-    assert [row["step"] for row in rows(tmp_path / "model" / "metrics.csv")] == ["2", "4", "6", "8"]
+    ours, expected = (rows(folder / "model" / "metrics.csv") for folder in (tmp_path, undisturbed))
+    machine = dict.fromkeys(("samples_per_second", "peak_memory_mb"))
+    assert [row | machine for row in ours] == [row | machine for row in expected]
     assert rows(tmp_path / "model" / "val.csv") == rows(undisturbed / "model" / "val.csv")
 
 
@@ -410,8 +471,6 @@ def test_the_model_is_the_moving_average(tmp_path: Path) -> None:
 
 
 def weights_at_start(settings: Config) -> dict[str, torch.Tensor]:
-    from neuromf.training.module import FlowModule
-
     return FlowModule(settings, seed=0).network.state_dict()
 
 
