@@ -24,6 +24,8 @@ from neuromf.config import NO_RESULT, Config
 from neuromf.tables import content_hash, file_sha256, write_text
 from neuromf.training.averages import WeightAverages
 from neuromf.training.checkpoint import (
+    AVERAGES,
+    BEST,
     WEIGHTS,
     CheckpointError,
     Progress,
@@ -38,11 +40,11 @@ from neuromf.training.checkpoint import (
 )
 from neuromf.training.guard import DivergenceGuard
 from neuromf.training.interruption import Watch, begin_attempt, watching
-from neuromf.training.logbook import FIGURES, Logbook, Table, metrics_columns
+from neuromf.training.logbook import Logbook, Table, metrics_columns
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
 from neuromf.training.resumption import Checkpoints
-from neuromf.training.validation import VALIDATION, Validation
+from neuromf.training.validation import CRITERIA, MEASURED, VALIDATION, Validation
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
 # What model.json keeps of the configuration: the parts that generation reads or that a reader of the model asks for
@@ -145,6 +147,7 @@ def train_run(
         "stopped": outcome.stopped,
         "skipped": module.skipped,
         "exported": outcome.exported,
+        "best": outcome.best,
         "seconds": round(outcome.seconds, 1),
         "seconds_per_update": round(outcome.seconds / outcome.updates, 4),
         "parameters": sum(p.numel() for p in module.network.parameters()),
@@ -163,7 +166,7 @@ def train_run(
         "code": code,
         "training": figures,
     }
-    export_model(folder, outcome.weights, about, outcome.averages)
+    export_model(folder, outcome.weights, about, outcome.others)
     return figures
 
 
@@ -174,14 +177,16 @@ class Outcome:
     Attributes:
         weights: to be exported.
         exported: which these are: the average's half-life as a share of the run, and the update.
-        averages: all averages at the end.
+        best: criterion → value, average and update of the best validation by it.
+        others: ``averages/<half-life>`` at the end and ``best/<criterion>``.
         updates: done, fewer than asked for where ``stopped`` says why.
         seconds: of training, over all resumed parts.
     """
 
     weights: Mapping[str, Tensor]
     exported: dict[str, Any]
-    averages: Mapping[str, Mapping[str, Tensor]]
+    best: dict[str, dict[str, Any]]
+    others: Mapping[str, Mapping[str, Tensor]]
     updates: int
     seconds: float
     stopped: str | None
@@ -210,8 +215,10 @@ def _fit(
     averages = WeightAverages({f"{share:g}": share * settings.updates for share in settings.ema_half_lives})
     logbook = Logbook(metrics_table, board, averages, len(train), done)
     guard = DivergenceGuard(settings.guard)
-    best_file = checkpoint_folder / "best.safetensors"
-    validation = Validation(val, averages, validation_table, board, lambda weights: save(best_file, weights))
+    best_files = {criterion: checkpoint_folder / BEST / f"{criterion}.safetensors" for criterion in CRITERIA}
+    validation = Validation(
+        val, averages, validation_table, board, lambda criterion, weights: save(best_files[criterion], weights)
+    )
     checkpoints = Checkpoints(checkpoint_folder, key, averages, logbook, guard, validation, watch, progress)
     checkpoints.restore(module)
     if not len(val):
@@ -237,14 +244,26 @@ def _fit(
         if done < settings.updates and not (guard.stopped or validation.stopped):
             trainer.fit(module, DataLoader(train, batch_sampler=batches, num_workers=workers))
     board.close()
+    others = {f"{AVERAGES}/{name}": weights for name, weights in averages.weights.items()}
+    others |= {f"{BEST}/{criterion}": load_file(best_files[criterion]) for criterion in validation.best}
     stopped = guard.stopped or validation.stopped
-    if stopped and validation.best:
-        average, update, weights = validation.best.average, validation.best.update, load_file(best_file)
+    if stopped and (best := validation.best.get("raw_loss")):
+        average, update, weights = best.average, best.update, others[f"{BEST}/raw_loss"]
     else:
         average, update = validation.chosen, module.update
         weights = averages.weights[average]
-    exported = {"average": average, "update": update}
-    return Outcome(weights, exported, averages.weights, module.update, checkpoints.seconds, stopped)
+    return Outcome(
+        weights=weights,
+        exported={"average": average, "update": update},
+        best={
+            criterion: {"value": best.value, "average": best.average, "update": best.update}
+            for criterion, best in validation.best.items()
+        },
+        others=others,
+        updates=module.update,
+        seconds=checkpoints.seconds,
+        stopped=stopped,
+    )
 
 
 def _warm_start(
@@ -305,4 +324,4 @@ def _row(table: Path, exported: Mapping[str, Any]) -> dict[str, float | None]:
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     wanted = (str(exported["update"]), exported["average"])
     found = [row for row in rows if (row["step"], row["average"]) == wanted]
-    return {key: float(row[key]) if row[key] else None for row in found[-1:] for key in FIGURES}
+    return {key: float(row[key]) if row[key] else None for row in found[-1:] for key in MEASURED}

@@ -159,6 +159,20 @@ def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
     assert sorted(averages) == names[:3]
     assert same(weights(undisturbed), averages[model.training["exported"]["average"]])
     assert not same(averages["0.05"], averages["0.2"])
+    training = model.training
+    values = {
+        "raw_loss": lambda row: float(row["raw_fm"]) + float(row["raw_mf"]),
+        "sample_distance": lambda row: float(row["sample_distance"]),
+    }
+    for criterion, value in values.items():
+        row = min((row for row in validation if row["average"] != "online"), key=value)
+        best = training["best"][criterion]
+        assert (best["average"], str(best["update"])) == (row["average"], row["step"]), criterion
+        assert best["value"] == pytest.approx(value(row), rel=1e-4)
+        kept = load_model(undisturbed / "model" / "best" / f"{criterion}.safetensors")
+        if best["update"] == 8:
+            assert same(dict(kept.network.state_dict()), averages[best["average"]])
+    assert training["validation"]["sample_distance"] > 0
     of_one = load_model(undisturbed / "model" / "averages" / "0.2.safetensors")
     assert same(dict(of_one.network.state_dict()), averages["0.2"])
     assert all(float(row["raw_mf"]) > 0 and float(row["samples_per_second"]) > 0 for row in metrics)
@@ -418,6 +432,7 @@ def test_the_guard_stops_a_climbing_raw_loss_and_exports_the_best(tmp_path: Path
     best = min(validation, key=lambda row: float(row["raw_fm"]) + float(row["raw_mf"]))
     assert figures["exported"] == {"average": best["average"], "update": int(best["step"])}
     assert figures["validation"]["raw_fm"] == float(best["raw_fm"])
+    assert same(weights(tmp_path), load_file(tmp_path / "model" / "best" / "raw_loss.safetensors"))
     assert max(float(row["loss"]) for row in rows(tmp_path / "model" / "metrics.csv")) < 2.01
 
 
@@ -449,7 +464,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_left_out(undisturbed: Path, tmp_path
 
 def test_a_release_without_validation_scans_trains(tmp_path: Path) -> None:
     figures = train(tmp_path, config(train={"updates": 1}), val=Latents(0, 0))
-    assert figures["validation"] == {} and rows(tmp_path / "model" / "val.csv") == []
+    assert figures["validation"] == figures["best"] == {} and rows(tmp_path / "model" / "val.csv") == []
 
 
 def test_unusable_latents_are_refused(tmp_path: Path) -> None:
