@@ -327,6 +327,9 @@ class Train(Section):
     )
     keep_checkpoints: int = setting(2, "Checkpoints kept, the newest", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
+    samples_every: int | None = setting(
+        5000, "Updates between pictures of one-step samples, in the run's folder `progress`; null: none", ge=1
+    )
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
 
     @property
@@ -342,7 +345,7 @@ class Train(Section):
 
 
 # Settings of `train` that change no weight
-NO_RESULT = ("seeds", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours")
+NO_RESULT = ("seeds", "log_every", "samples_every", "checkpoint_every", "keep_checkpoints", "max_hours")
 
 
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------

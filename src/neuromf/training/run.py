@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,7 @@ from neuromf.training.interruption import Watch, begin_attempt, watching
 from neuromf.training.logbook import Logbook, Table, metrics_columns
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
+from neuromf.training.pictures import Pictures
 from neuromf.training.resumption import Checkpoints
 from neuromf.training.validation import CRITERIA, MEASURED, VALIDATION, Validation
 
@@ -94,8 +95,9 @@ def train_run(
     checkpoint_folder: Path,
     code: str = "",
     retry: bool = False,
+    picture: Callable[[Tensor], bytes] | None = None,
 ) -> dict[str, Any]:
-    """Train one model; writes model.safetensors, model.json, metrics.csv, val.csv and tensorboard/ into ``folder``.
+    """Train one model; writes the model, metrics.csv, val.csv, tensorboard/ and progress/ into ``folder``.
 
     Everything random depends on (seed, update) only, so a resumed run ends where an undisturbed one would.
 
@@ -113,6 +115,7 @@ def train_run(
         checkpoint_folder: keeps the last checkpoint and the logs of an unfinished run; must survive a failed job.
         code: hash of the code behind the run; a checkpoint of other code, settings or data is not resumed.
         retry: whether the workflow runs this again by itself; one that comes no further than the last is refused.
+        picture: makes a PNG of latents in the codec's scale, (n, C, D, H, W), for progress/; None: no pictures.
 
     Returns:
         The figures that ``model.json`` holds under ``training``.
@@ -138,7 +141,7 @@ def train_run(
     splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
     begin_attempt(checkpoint_folder, progress.update if progress else 0, retry=retry)
     with watching(config.train.max_hours) as watch:
-        outcome = _fit(module, *splits, folder / "tensorboard", checkpoint_folder, key, progress, device, watch)
+        outcome = _fit(module, *splits, folder, checkpoint_folder, key, progress, device, watch, picture)
 
     for name in LOGS:
         write_text(folder / name, (checkpoint_folder / name).read_text(encoding="utf-8"))
@@ -196,12 +199,13 @@ def _fit(
     module: FlowModule,
     train: NormalisedLatents,
     val: NormalisedLatents,
-    board_folder: Path,
+    folder: Path,
     checkpoint_folder: Path,
     key: str,
     progress: Progress | None,
     device: torch.device,
     watch: Watch,
+    picture: Callable[[Tensor], bytes] | None,
 ) -> Outcome:
     """Do the updates that are left and choose the weights to be exported."""
     done, settings = progress.update if progress else 0, module.config.train
@@ -211,7 +215,7 @@ def _fit(
     metrics_table, validation_table = (
         Table(checkpoint_folder / name, titles, done) for name, titles in zip(LOGS, columns, strict=True)
     )
-    board = SummaryWriter(str(board_folder), purge_step=done + 1)
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     averages = WeightAverages({f"{share:g}": share * settings.updates for share in settings.ema_half_lives})
     logbook = Logbook(metrics_table, board, averages, len(train), done)
     guard = DivergenceGuard(settings.guard)
@@ -219,6 +223,7 @@ def _fit(
     validation = Validation(
         val, averages, validation_table, board, lambda criterion, weights: save(best_files[criterion], weights)
     )
+    pictures = [Pictures(folder / "progress", picture, train.statistics, averages, validation, done)] if picture else []
     checkpoints = Checkpoints(checkpoint_folder, key, averages, logbook, guard, validation, watch, progress)
     checkpoints.restore(module)
     if not len(val):
@@ -229,7 +234,7 @@ def _fit(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
-        callbacks=[averages, logbook, guard, validation, checkpoints],
+        callbacks=[averages, logbook, guard, validation, *pictures, checkpoints],
         plugins=[LightningEnvironment()],  # one process, also inside a Slurm job
         logger=False,
         enable_checkpointing=False,

@@ -21,7 +21,7 @@ from neuromf.config import Config, validate
 from neuromf.training import logbook, validation
 from neuromf.training.checkpoint import CheckpointError, load_model, tensors_sha256
 from neuromf.training.interruption import Interrupted, NoProgressError
-from neuromf.training.module import BatchStream, FlowModule
+from neuromf.training.module import BatchStream, FlowModule, generator_for
 from neuromf.training.run import NormalisedLatents, train_run
 
 SETTINGS: dict[str, Any] = {
@@ -434,6 +434,36 @@ def test_the_guard_stops_a_climbing_raw_loss_and_exports_the_best(tmp_path: Path
     assert figures["validation"]["raw_fm"] == float(best["raw_fm"])
     assert same(weights(tmp_path), load_file(tmp_path / "model" / "best" / "raw_loss.safetensors"))
     assert max(float(row["loss"]) for row in rows(tmp_path / "model" / "metrics.csv")) < 2.01
+
+
+def test_pictures_of_one_step_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the chosen average, in the codec's scale; those beyond the checkpoint are drawn again."""
+    drawn: list[torch.Tensor] = []
+
+    def picture(latents: torch.Tensor) -> bytes:
+        drawn.append(latents)
+        return b"picture"
+
+    settings, folder = config(train={"samples_every": 4}), tmp_path / "model" / "progress"
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path, settings, picture=picture)
+    assert [path.name for path in folder.iterdir()] == ["update-000004.png"]
+    assert train(tmp_path, settings, picture=picture)["updates"] == 8
+    assert sorted(path.name for path in folder.iterdir()) == ["update-000004.png", "update-000008.png"]
+    assert len(drawn) == 3 and torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    model = load_model(tmp_path / "model")
+    noise = torch.randn(4, 4, 8, 8, 8, generator=generator_for(torch.device("cpu"), 0, "samples"))
+    expected = model.denormalise(noise - model.velocity(noise, torch.zeros(4), torch.ones(4)))
+    assert torch.allclose(drawn[2], expected, atol=1e-4)
+
+
+def test_pictures_never_end_a_training(tmp_path: Path) -> None:
+    def picture(latents: torch.Tensor) -> bytes:
+        raise torch.OutOfMemoryError("none left")
+
+    assert train(tmp_path, config(train={"samples_every": 4}), picture=picture)["updates"] == 8
 
 
 def test_patience_stops_early(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from neuromf.volume import read_volume
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # volumes a row of the mosaics
+PROGRESS = 3  # pictures of each training, from its first to its last
 PICTURED = 4  # volumes of each kind in the README's picture, two a row
 PACKAGES = ("neuromf", "torch", "monai", "lightning", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy", "snakemake")
 
@@ -115,6 +116,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "quality_figure": _quality_figure(quality),
         "mosaics": _mosaics(shown, real, rebuilt),
         "training": _training(inputs.training),
+        "progress": [picture for run in inputs.training for picture in _progress(run)],
         "metric_table": tables.metric_table(metrics),
         "codec_table": tables.metric_table(metrics, tables.CODEC_COLUMNS),
         "metric_figures": _metric_figures(metrics),
@@ -241,6 +243,20 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
     return _plot(lambda: figures.training_curves(logs), "Training curves",
                  "Raw losses, before the adaptive weight, which hides them. Thin: training batches; bold: the exported"
                  " average of the weights on the validation split.")  # fmt: skip
+
+
+def _progress(run: TrainingRun) -> list[Picture]:
+    """Return pictures of one-step samples that the training wrote, evenly spaced from the first to the last."""
+    paths = sorted((run.folder / "progress").glob("update-*.png"))
+    chosen = (
+        [paths[n] for n in np.unique(np.linspace(0, len(paths) - 1, PROGRESS).round().astype(int))] if paths else []
+    )
+    pictures = []
+    for path in chosen:
+        update, uri = int(path.stem.removeprefix("update-")), _uri("image/png", path.read_bytes())
+        caption = f"{style.run_label(run.run)}, seed {run.seed}, update {update:,}"
+        pictures.append(Picture(uri, uri, f"One-step samples at update {update}", caption))
+    return pictures
 
 
 def _metric_figures(metrics: pd.DataFrame) -> list[Picture]:
