@@ -1,4 +1,4 @@
-"""Checkpoints in the course of a training, and going on from the last one."""
+"""Going on from the last checkpoint, and saving one now and then."""
 
 from __future__ import annotations
 
@@ -22,8 +22,32 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 log = logging.getLogger(__name__)
 
 
+class Resumption(Callback):
+    """Sets network, counters and optimiser to a checkpoint, if there is one; every rank does."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def restore(self, module: FlowModule) -> None:
+        """Set everything but the optimiser, which does not exist before the training starts."""
+        if self.progress is None:
+            return
+        module.network.load_state_dict(self.progress.part("network."))
+        module.update, module.skipped = self.progress.update, self.progress.notes["skipped"]
+        module.skipped_in_a_row = self.progress.notes["skipped_in_a_row"]
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self.progress is None:
+            return
+        state = trainer.optimizers[0].state
+        for name, parameter in pl_module.network.named_parameters():
+            moments = self.progress.part(f"optimizer.{name}.")
+            state[parameter] = {m: v if m == "step" else v.to(parameter) for m, v in moments.items()}
+        self.progress = None
+
+
 class Checkpoints(Callback):
-    """Restores the last checkpoint; saves one every ``train.checkpoint_every`` updates and at the end.
+    """Saves a checkpoint every ``train.checkpoint_every`` updates, when the training is interrupted and at the end.
 
     Args:
         folder: of the checkpoints.
@@ -33,7 +57,7 @@ class Checkpoints(Callback):
         guard: saved and restored, in the middle of its window too.
         validation: its last and best figures are saved and restored.
         watch: says when the training has to end.
-        progress: what to resume from.
+        seconds_before: of training before this attempt.
     """
 
     def __init__(
@@ -45,39 +69,23 @@ class Checkpoints(Callback):
         guard: DivergenceGuard,
         validation: Validation,
         watch: Watch,
-        progress: Progress | None,
+        seconds_before: float,
     ) -> None:
         self.folder, self.key, self.averages = folder, key, averages
         self.logbook, self.guard, self.validation, self.watch = logbook, guard, validation, watch
-        self.progress = progress
-        self.started = time.perf_counter() - (progress.seconds if progress else 0)
+        self.started = time.perf_counter() - seconds_before
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far, over all resumed parts."""
         return time.perf_counter() - self.started
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self.progress is None:
-            return
-        state = trainer.optimizers[0].state
-        for name, parameter in pl_module.network.named_parameters():
-            moments = self.progress.part(f"optimizer.{name}.")
-            state[parameter] = {m: v if m == "step" else v.to(parameter) for m, v in moments.items()}
-        self.progress = None
-
-    def restore(self, module: FlowModule) -> None:
-        """Set everything but the optimiser, which does not exist before the training starts, to the last checkpoint."""
-        if self.progress is None:
-            return
-        module.network.load_state_dict(self.progress.part("network."))
-        self.averages.weights = {name: self.progress.part(f"average.{name}/") for name in self.averages.decays}
-        notes = self.progress.notes
-        module.update, module.skipped = self.progress.update, notes["skipped"]
-        module.skipped_in_a_row = notes["skipped_in_a_row"]
-        self.logbook.load_state_dict(self.progress.part("log."))
-        self.guard.load_state_dict(notes["guard"])
-        self.validation.load_state_dict(notes["validation"])
+    def restore(self, progress: Progress) -> None:
+        """Set what is beside network and optimiser to a checkpoint."""
+        self.averages.weights = {name: progress.part(f"average.{name}/") for name in self.averages.decays}
+        self.logbook.load_state_dict(progress.part("log."))
+        self.guard.load_state_dict(progress.notes["guard"])
+        self.validation.load_state_dict(progress.notes["validation"])
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         train = pl_module.config.train

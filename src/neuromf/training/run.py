@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import lightning
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -44,7 +42,8 @@ from neuromf.training.logbook import Logbook, Table, metrics_columns
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
 from neuromf.training.pictures import Pictures
-from neuromf.training.resumption import Checkpoints
+from neuromf.training.ranks import Together, build_trainer, other_ranks
+from neuromf.training.resumption import Checkpoints, Resumption
 from neuromf.training.validation import CRITERIA, MEASURED, VALIDATION, Validation
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
@@ -123,6 +122,7 @@ def train_run(
     Raises:
         Interrupted: SIGTERM, SIGUSR1 or ``train.max_hours``; the state is saved.
         NoProgressError: a retry that begins where the attempt before it began.
+        RankError: another process of a data-parallel training ended early.
         CheckpointError: the warm start is missing, damaged or of another architecture or kind of output.
         ValueError: the train split is empty or its latents have another shape than the configuration says.
     """
@@ -224,30 +224,30 @@ def _fit(
         val, averages, validation_table, board, lambda criterion, weights: save(best_files[criterion], weights)
     )
     pictures = [Pictures(folder / "progress", picture, train.statistics, averages, validation, done)] if picture else []
-    checkpoints = Checkpoints(checkpoint_folder, key, averages, logbook, guard, validation, watch, progress)
-    checkpoints.restore(module)
+    seconds = progress.seconds if progress else 0.0
+    checkpoints = Checkpoints(checkpoint_folder, key, averages, logbook, guard, validation, watch, seconds)
+    resumption = Resumption(progress)
+    resumption.restore(module)
+    if progress:
+        checkpoints.restore(progress)
     if not len(val):
         log.warning("no validation latents: val.csv stays empty and the first average is exported")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements beside the progress bar
-    trainer = lightning.Trainer(
-        max_steps=settings.updates - done,
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
-        callbacks=[averages, logbook, guard, validation, *pictures, checkpoints],
-        plugins=[LightningEnvironment()],  # one process, also inside a Slurm job
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    callbacks = [resumption, averages, logbook, guard, validation, *pictures, Together(watch), checkpoints]
     batches = BatchStream(len(train), settings.batch_size, module.seed, done, settings.updates)
-    workers = 0 if train.in_memory else 2
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
-        if done < settings.updates and not (guard.stopped or validation.stopped):
-            trainer.fit(module, DataLoader(train, batch_sampler=batches, num_workers=workers))
+    loader = DataLoader(train, batch_sampler=batches, num_workers=0 if train.in_memory else 2)
+    job = {
+        "config": module.config.model_dump(mode="json"),
+        "seed": module.seed,
+        "device": device.type,
+        "update": done,
+        "checkpoints": str(checkpoint_folder),
+        "key": key,
+    }
+    if done < settings.updates and not (guard.stopped or validation.stopped):
+        with other_ranks(settings.devices, job) as place, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
+            trainer = build_trainer(settings, device, settings.updates - done, callbacks, place)
+            trainer.fit(module, loader)
     board.close()
     others = {f"{AVERAGES}/{name}": weights for name, weights in averages.weights.items()}
     others |= {f"{BEST}/{criterion}": load_file(best_files[criterion]) for criterion in validation.best}
