@@ -11,10 +11,12 @@ with logged(snakemake):
     from neuromf.paper import mosaics, style
     from neuromf.training.run import train_run
 
-    codec = functools.cache(codec_of)  # loaded for the first picture
+    @functools.cache
+    def codec():
+        return codec_of(snakemake)  # loaded for the first picture
 
     def picture(latents):
-        volumes = [codec(snakemake).decode(z[None])[0, 0].clamp(0, 1).cpu().numpy() for z in latents]
+        volumes = [codec().decode(z[None])[0, 0].clamp(0, 1).cpu().numpy() for z in latents]
         rows = [mosaics.Row("one step" if n == 0 else "", volumes[n : n + 2]) for n in range(0, len(volumes), 2)]
         return style.as_png(mosaics.mosaic(rows), dpi=100)
 

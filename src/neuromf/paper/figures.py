@@ -20,7 +20,7 @@ TISSUE_LABELS = {
     "white": "white matter",
     "deep_csf": "deep CSF",
 }
-SMOOTHED = 10  # the running mean of a training's log is over this part of its rows: a tenth
+SMOOTHED = 5  # the running mean of a training's log is over this part of its rows: a fifth
 _REFERENCES = {"real": REFERENCE_GREY, "reconstruction": RECONSTRUCTION_COLOUR, "noise": NOISE_COLOUR}
 
 
@@ -52,7 +52,7 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame, str]]) 
                     rows["step"], rows[column], style, color=colour, marker="o", markersize=3, linewidth=1.4, label=name
                 )
         axis.set(title=title, xlabel="updates", ylabel="raw loss (unweighted)", yscale="log")
-    axes[-1].set(ylabel="energy distance to validation latents", yscale="linear")  # chance may make it negative
+    axes[-1].set(ylabel="energy distance", yscale="linear")  # chance may make it negative
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 

@@ -240,7 +240,7 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
         return None
     return _plot(lambda: figures.training_curves(logs), "Training curves",
                  "Raw losses, before the adaptive weight, which hides them. Pale: training batches, and their running"
-                 " mean over a tenth of the run. Dots: validation on fixed draws, of the exported average of the"
+                 " mean over a fifth of the run. Dots: validation on fixed draws, of the exported average of the"
                  " weights (line) and of the weights themselves (dashed). Right: how far one-step samples of fixed noise"
                  " lie from the validation latents; smaller is better.")  # fmt: skip
 
