@@ -176,6 +176,11 @@ def training_limits(wildcards):
     return json.dumps(train)
 
 
+def training_devices(wildcards):
+    """Processes of the run's training."""
+    return CONFIG.for_run(wildcards.run).train.devices
+
+
 def warm_start(wildcards):
     """The file a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
     train = CONFIG.for_run(wildcards.run).train

@@ -8,6 +8,7 @@ and ``config/README.md`` are generated from this file (``neuromf.config_referenc
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -320,7 +321,10 @@ class Train(Section):
     """Training of the flow."""
 
     updates: int = setting(100_000, "Optimiser updates", ge=1)
-    batch_size: int = setting(16, "Latents per update", ge=1)
+    batch_size: int = setting(16, "Latents per update, of all devices together", ge=1)
+    devices: int = setting(
+        1, "Processes that share each batch, one GPU each; changes a result by rounding only and causes no re-run", ge=1
+    )
     learning_rate: float = setting(1e-4, "Peak learning rate of AdamW", gt=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "Learning rate after the warm-up")
     warmup_updates: int = setting(1000, "Linear warm-up", ge=0)
@@ -359,6 +363,9 @@ class Train(Section):
     )
     keep_checkpoints: int = setting(2, "Checkpoints kept, the newest", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
+    samples_every: int | None = setting(
+        5000, "Updates between pictures of one-step samples, in the run's folder `progress`; null: none", ge=1
+    )
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
 
     @property
@@ -374,7 +381,16 @@ class Train(Section):
 
 
 # Settings of `train` that change no weight
-NO_RESULT = ("seeds", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours", "checkpointing")
+NO_RESULT = (
+    "seeds",
+    "devices",
+    "checkpointing",
+    "log_every",
+    "samples_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_hours",
+)
 
 
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------
@@ -435,6 +451,7 @@ class Config(Section):
                 " scales its latents; set flow.prediction: u, network.time_embedding: maisi and train.normalise:"
                 f" warm_start (here {', '.join(found)})"
             )
+        self._check_devices()
         latent, train = [side // 4 for side in self.preprocess.conform.shape], self.train
         if train.augmentation.rotate_axial and latent[0] != latent[1]:
             raise ValueError(
@@ -447,6 +464,19 @@ class Config(Section):
                 f" at most {min(latent) // 2}"
             )
         return self
+
+    def _check_devices(self) -> None:
+        """Refuse batches whose rows with r < t and with r = t cannot be dealt evenly."""
+        batch, devices = self.train.batch_size, self.train.devices
+        equal = math.floor(batch * self.flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
+        parts = {"latents": batch}
+        if self.flow.variant != "rectified_flow":
+            parts |= {"rows with r < t": batch - equal, "rows with r = t": equal}
+        if uneven := [f"{count} {what}" for what, count in parts.items() if count % devices]:
+            raise ValueError(
+                f"train.devices = {devices}: a batch has {' and '.join(uneven)}, which cannot be dealt evenly; change"
+                " train.batch_size or flow.times.r_equals_t"
+            )
 
     def for_run(self, run: str) -> Config:
         """Return the configuration of one run: this one with the run's overrides.

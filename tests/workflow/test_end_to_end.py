@@ -121,6 +121,10 @@ def test_models_and_samples_are_there(project):
         assert about["release"]["name"] == "first"
         assert list((release / f"checkpoints/{run}-0").iterdir()), "each run has a checkpoint folder of its own"
         assert (release / f"runs/{run}/seed-0/model.safetensors").stat().st_size > 0
+        assert sorted(path.name for path in (release / f"runs/{run}/seed-0/progress").iterdir()) == [
+            "update-000002.png",
+            "update-000004.png",
+        ]
         for nfe in settings["sample"]["nfe"]:
             samples = sorted((release / f"samples/{run}/seed-0/nfe-{nfe}").glob("sub-*_T1w.nii.gz"))
             assert len(samples) == 4

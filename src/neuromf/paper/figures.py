@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, ScalarFormatter
@@ -22,31 +21,41 @@ TISSUE_LABELS = {
     "white": "white matter",
     "deep_csf": "deep CSF",
 }
+SMOOTHED = 5  # the running mean of a training's log is over this part of its rows: a fifth
 _REFERENCES = {"real": REFERENCE_GREY, "reconstruction": RECONSTRUCTION_COLOUR, "noise": NOISE_COLOUR}
 
 
-def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """Plot the raw losses of each run (label → metrics.csv, val.csv) against the updates: train thin, validation bold."""
-    losses = {"raw_fm": "flow matching |ṽ − v|²", "raw_mf": "MeanFlow |V − v|²"}
-    figure = Figure(figsize=(9, 3.4))
-    axes = figure.subplots(1, len(losses))
+def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame, str]]) -> Figure:
+    """Plot each run's raw losses and sample distance against the updates.
+
+    Thin: rows of the log, and their running mean; dots: validation, of the exported average (line) and of the weights
+    themselves (dashed).
+
+    Args:
+        runs: label → metrics.csv, val.csv and the exported average.
+    """
+    panels = {"raw_fm": "flow matching |ṽ − v|²", "raw_mf": "MeanFlow |V − v|²", "sample_distance": "one-step samples"}
+    figure = Figure(figsize=(11, 3.6))
+    axes = figure.subplots(1, len(panels))
     colours = run_colours(list(runs))
-    for axis, (column, title) in zip(axes, losses.items(), strict=True):
-        for label, (train, val) in runs.items():
-            _curve(axis, train, column, colours[label], 0.45, None)
-            _curve(axis, val, column, colours[label], 1.0, label)
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        for label, (train, val, exported) in runs.items():
+            colour = colours[label]
+            if column in train:
+                rows = train[["step", column]].dropna()
+                axis.plot(rows["step"], rows[column], color=colour, alpha=0.25, linewidth=0.7)
+                smooth = rows[column].rolling(max(1, len(rows) // SMOOTHED), min_periods=1, center=True).mean()
+                axis.plot(rows["step"], smooth, color=colour, alpha=0.6, linewidth=1.2)
+            for average, style in ((exported, "-"), ("online", "--")):
+                rows = val[val["average"].astype(str) == average]
+                name = f"{label}: {'average' if average == exported else 'weights themselves'}"
+                axis.plot(
+                    rows["step"], rows[column], style, color=colour, marker="o", markersize=3, linewidth=1.4, label=name
+                )
         axis.set(title=title, xlabel="updates", ylabel="raw loss (unweighted)", yscale="log")
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    axes[-1].set(ylabel="energy distance", yscale="linear")  # chance may make it negative
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
-
-
-def _curve(axis: Axes, table: pd.DataFrame, column: str, colour: str, alpha: float, label: str | None) -> None:
-    rows = table[["step", column]].dropna()
-    rows = rows[rows[column] > 0]
-    marker = "o" if label and len(rows) < 30 else None
-    axis.plot(rows["step"], rows[column], color=colour, alpha=alpha, label=label, marker=marker, markersize=3)
 
 
 def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -138,7 +138,11 @@ def evaluated(tmp_path, metrics, scans, manifests):
             {"step": steps, "raw_fm": 1 / steps, "raw_mf": 2 / steps if run == "meanflow" else np.nan}
         )
         losses.to_csv(folder / "metrics.csv", index=False)
-        validation = [losses.iloc[::5].assign(average=average) for average in ("0.05", "online")]
+        (folder / "progress").mkdir()
+        for update in (20, 40, 60, 80):
+            (folder / "progress" / f"update-{update:06d}.png").write_bytes(b"picture")
+        distances = {"0.05": 0.25, "online": 0.5}
+        validation = [losses.iloc[4::5].assign(average=a, sample_distance=d) for a, d in distances.items()]
         pd.concat(validation).to_csv(folder / "val.csv", index=False)
         start = {"name": "demo", "variant": "imf", "sha256": "d" * 64} if run == "meanflow" else None
         training = {"parameters": 1234567, "updates": 100, "seconds": 90.0, "device": "cpu", "warm_start": start}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from neuromf.config import Config, ConfigError, validate
+from neuromf.training.checkpoint import Progress
 from neuromf.training.module import (
     BatchStream,
     FlowModule,
@@ -16,6 +17,7 @@ from neuromf.training.module import (
     generator_for,
     mf_weight,
 )
+from neuromf.training.resumption import MOMENTS, Resumption
 
 NETWORK = {
     "channels": [4, 8],
@@ -55,16 +57,15 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in others["params"])
 
 
-def test_restored_steps_are_counted_where_the_weights_are() -> None:
+def test_a_restored_optimiser_lies_where_the_weights_are() -> None:
     """Checkpoints are read on a CPU; the fused optimiser counts on the weights' device (`meta` stands for a GPU)."""
     module = FlowModule(config(), seed=0)
+    names = [name for name, _ in module.network.named_parameters()]
+    moments = {f"optimizer.{name}.{moment}": torch.zeros(()) for name in names for moment in MOMENTS}
     optimizer = module.to("meta").configure_optimizers()
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["step"] = torch.tensor(3.0)
-    module._trainer = SimpleNamespace(optimizers=[optimizer])  # type: ignore[assignment]
-    module.on_fit_start()
-    assert all(state["step"].device.type == "meta" for state in optimizer.state.values())
+    Resumption(Progress(3, 1.0, moments)).on_fit_start(SimpleNamespace(optimizers=[optimizer]), module)  # type: ignore[arg-type]
+    restored = [value for state in optimizer.state.values() for value in state.values()]
+    assert len(restored) == len(names) * len(MOMENTS) and all(value.device.type == "meta" for value in restored)
     assert optimizer.defaults["fused"]
 
 

@@ -28,6 +28,7 @@ from neuromf.volume import read_volume
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # volumes a row of the mosaics
+PROGRESS = 3  # pictures of each training, from its first to its last
 PICTURED = 4  # volumes of each kind in the README's picture, two a row
 PACKAGES = ("neuromf", "torch", "monai", "lightning", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy", "snakemake")
 
@@ -115,6 +116,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "quality_figure": _quality_figure(quality),
         "mosaics": _mosaics(shown, real, rebuilt),
         "training": _training(inputs.training),
+        "progress": [picture for run in inputs.training for picture in _progress(run)],
         "metric_table": tables.metric_table(metrics),
         "codec_table": tables.metric_table(metrics, tables.CODEC_COLUMNS),
         "metric_figures": _metric_figures(metrics),
@@ -231,16 +233,30 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
     logs = {}
     for run in runs:
         label = style.run_label(run.run) + (f", seed {run.seed}" if len({r.seed for r in runs}) > 1 else "")
-        validation = pd.read_csv(run.folder / "val.csv")
         about = json.loads((run.folder / "model.json").read_text(encoding="utf-8"))
         exported = about["training"]["exported"]["average"]
-        rows = validation[validation["average"].astype(str) == exported]
-        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), rows)
+        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), pd.read_csv(run.folder / "val.csv"), exported)
     if not logs:
         return None
     return _plot(lambda: figures.training_curves(logs), "Training curves",
-                 "Raw losses, before the adaptive weight, which hides them. Thin: training batches; bold: the exported"
-                 " average of the weights on the validation split.")  # fmt: skip
+                 "Raw losses, before the adaptive weight, which hides them. Pale: training batches, and their running"
+                 " mean over a fifth of the run. Dots: validation on fixed draws, of the exported average of the"
+                 " weights (line) and of the weights themselves (dashed). Right: how far one-step samples of fixed noise"
+                 " lie from the validation latents; smaller is better.")  # fmt: skip
+
+
+def _progress(run: TrainingRun) -> list[Picture]:
+    """Return pictures of one-step samples that the training wrote, evenly spaced from the first to the last."""
+    paths = sorted((run.folder / "progress").glob("update-*.png"))
+    chosen = (
+        [paths[n] for n in np.unique(np.linspace(0, len(paths) - 1, PROGRESS).round().astype(int))] if paths else []
+    )
+    pictures = []
+    for path in chosen:
+        update, uri = int(path.stem.removeprefix("update-")), _uri("image/png", path.read_bytes())
+        caption = f"{style.run_label(run.run)}, seed {run.seed}, update {update:,}"
+        pictures.append(Picture(uri, uri, f"One-step samples at update {update}", caption))
+    return pictures
 
 
 def _metric_figures(metrics: pd.DataFrame) -> list[Picture]:
@@ -290,12 +306,30 @@ def _model(run: TrainingRun) -> dict[str, Any]:
     return {
         "run": run.run,
         "seed": run.seed,
+        "validation": _validation(pd.read_csv(run.folder / "val.csv"), about["training"]["exported"]),
         "training": about["training"],
         "variant": about["config"]["flow"]["variant"],
         "sha256": file_sha256(run.folder / "model.safetensors"),
         "codec": about["codec"],
         "code_version": about["code_version"],
     }
+
+
+def _validation(rows: pd.DataFrame, exported: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return raw loss and sample distance where the exported weights were validated: of them and of the weights themselves.
+
+    ``first_raw_loss`` is that of the exported average at the first validation. A run without validation has none of them.
+    """
+    rows = rows.assign(raw_loss=rows["raw_fm"].fillna(0) + rows["raw_mf"].fillna(0))
+    average = rows[rows["average"].astype(str) == exported["average"]]
+    online = rows[rows["average"].astype(str) == "online"]
+    if not (average["step"] == exported["update"]).any():
+        return {}
+    found = {
+        name: [float(part.loc[part["step"] == exported["update"], name].iloc[0]) for part in (average, online)]
+        for name in ("raw_loss", "sample_distance")
+    }
+    return found | {"first_raw_loss": [float(average["raw_loss"].iloc[0])]}
 
 
 def _provenance(inputs: ReportInputs) -> dict[str, str]:
