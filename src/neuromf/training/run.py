@@ -66,7 +66,7 @@ class NormalisedLatents(Dataset[Tensor]):
     """(z − mean_c) / std_c of each latent, (C, D, H, W); held in memory when it is small."""
 
     def __init__(self, store: Latents, statistics: Mapping[str, Any]) -> None:
-        self.store = store
+        self.store, self.statistics = store, statistics
         self.mean, self.std = channel_scale(statistics, torch.empty(0))
         self.in_memory = len(store) > 0 and store[0].numel() * 4 * len(store) <= IN_MEMORY_BYTES
         self.held = [self._read(index) for index in range(len(store))] if self.in_memory else []
