@@ -183,10 +183,10 @@ def training_devices(wildcards):
 
 def warm_start(wildcards):
     """The file a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
-    train = CONFIG.for_run(wildcards.run).train
-    if train.warm_start in (None, "demo"):
+    start = CONFIG.for_run(wildcards.run).train.warm_start
+    if start is None or start.split("/")[0] == "demo":
         return []
-    return train.warm_start if train.from_nv_generate else f"{train.warm_start}/model.safetensors"
+    return start if start.endswith((".pt", ".safetensors")) else f"{start}/model.safetensors"
 
 
 def sample_sets():

@@ -347,7 +347,8 @@ class Train(Section):
     )
     warm_start: str | None = setting(
         None,
-        "Model folder to start from, or NV-Generate's MR UNet (.pt); `demo` for the shipped one; null: random weights",
+        "Model folder to start from, one of its averages/*.safetensors, or NV-Generate's MR UNet (.pt); `demo` for the"
+        " shipped one; null: random weights",
     )
     normalise: Literal["channel", "warm_start"] = setting(
         "channel", "Latents are normalised per channel by the train split's statistics, or as the warm start's were"

@@ -89,9 +89,13 @@ def channel_scale(statistics: Mapping[str, Any], like: Tensor) -> tuple[Tensor, 
 
 
 def model_folder(name: str | Path, variant: str = "imf") -> Path:
-    """Return the folder of a model: a path, or for ``demo`` the shipped model of the variant."""
-    if str(name) == "demo":
-        return DEMO / ("rectified_flow" if variant == "rectified_flow" else "meanflow")
+    """Return the folder of a model: a path, or for ``demo`` the shipped model of the variant.
+
+    Files in it are meant likewise: ``demo/averages/online.safetensors``.
+    """
+    first, *rest = str(name).split("/")
+    if first == "demo":
+        return Path(DEMO, "rectified_flow" if variant == "rectified_flow" else "meanflow", *rest)
     return Path(name)
 
 
@@ -107,7 +111,7 @@ def export_model(
         folder: of the model.
         weights: to be sampled from.
         about: content of ``model.json``.
-        others: ``averages/<half-life>`` and ``best/<criterion>``, each written as .safetensors.
+        others: ``averages/<half-life>``, ``averages/online`` and ``best/<criterion>``, each written as .safetensors.
     """
     save(folder / WEIGHTS, weights)
     for name, tensors in others.items():

@@ -20,11 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from neuromf import __version__
 from neuromf.config import NO_RESULT, Config
 from neuromf.tables import content_hash, file_sha256, write_text
-from neuromf.training.averages import WeightAverages
+from neuromf.training.averages import ONLINE, WeightAverages
 from neuromf.training.checkpoint import (
     AVERAGES,
     BEST,
-    WEIGHTS,
     CheckpointError,
     Progress,
     channel_scale,
@@ -32,6 +31,7 @@ from neuromf.training.checkpoint import (
     export_model,
     load_progress,
     load_weights,
+    model_files,
     model_folder,
     read_weights,
     save,
@@ -260,7 +260,8 @@ def _fit(
             trainer = build_trainer(settings, device, settings.updates - done, callbacks, place)
             trainer.fit(module, loader)
     board.close()
-    others = {f"{AVERAGES}/{name}": weights for name, weights in averages.weights.items()}
+    ends = {**averages.weights, ONLINE: module.network.state_dict()}
+    others = {f"{AVERAGES}/{name}": weights for name, weights in ends.items()}
     others |= {f"{BEST}/{criterion}": load_file(best_files[criterion]) for criterion in validation.best}
     stopped = guard.stopped or validation.stopped
     if stopped and (best := validation.best.get("raw_loss")):
@@ -297,11 +298,12 @@ def _warm_start(
         return _from_nv_generate(config, module, Path(name))
     folder = model_folder(name, config.flow.variant)
     weights, about = read_weights(folder)
-    load_weights(module.network, with_heads(weights, config.flow.two_heads), folder / WEIGHTS)
+    file, _ = model_files(folder)
+    load_weights(module.network, with_heads(weights, config.flow.two_heads), file)
     _check_meaning(config, described(about), name)
     if (other := about.get("codec", {}).get("sha256")) != codec["sha256"]:
         log.warning("train.warm_start %s was trained on latents of another codec (%s, here %s)", name, other, codec)
-    start = {"name": name, "variant": about["config"]["flow"]["variant"], "sha256": file_sha256(folder / WEIGHTS)}
+    start = {"name": name, "variant": about["config"]["flow"]["variant"], "sha256": file_sha256(file)}
     return start, {key: about["statistics"][key] for key in ("mean", "std")}
 
 

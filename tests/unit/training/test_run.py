@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -158,7 +159,7 @@ def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
     last = {row["average"]: float(row["raw_fm"]) + float(row["raw_mf"]) for row in validation[4:7]}
     assert model.training["exported"]["average"] == min(last, key=lambda name: last[name])
     averages = {path.stem: load_file(path) for path in (undisturbed / "model" / "averages").iterdir()}
-    assert sorted(averages) == names[:3]
+    assert sorted(averages) == names
     assert same(weights(undisturbed), averages[model.training["exported"]["average"]])
     assert not same(averages["0.05"], averages["0.2"])
     training = model.training
@@ -411,6 +412,15 @@ def test_channels_weighted_by_their_inverse_variance(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "model" / "model.json").read_text(encoding="utf-8"))
     found, std = about["config"]["flow"]["channel_weights"], STATISTICS["std"]
     assert sum(found) == pytest.approx(4) and found[2] / found[3] == pytest.approx((std[3] / std[2]) ** 2)
+
+
+def test_a_run_goes_on_from_the_weights_that_are_no_average(undisturbed: Path, tmp_path: Path) -> None:
+    online = undisturbed / "model" / "averages" / "online.safetensors"
+    figures = train(tmp_path, config(train={"warm_start": str(online), "updates": 1, "learning_rate": 1e-9}))
+    assert figures["warm_start"]["sha256"] == hashlib.sha256(online.read_bytes()).hexdigest()
+    begun, file = weights(tmp_path), load_file(online)
+    assert all(torch.allclose(begun[name], file[name], atol=1e-6) for name in file)
+    assert not same(file, weights(undisturbed))
 
 
 def test_another_architecture_is_no_warm_start(undisturbed: Path, tmp_path: Path) -> None:
