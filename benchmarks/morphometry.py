@@ -72,7 +72,7 @@ def measure(head: Path, segmenter: str, weights: Path, stripped: bool) -> list[d
         row = {
             "scan": head.name.removesuffix("_T1.nii.gz"),
             "region": region,
-            "dice": round(dice(np.isin(labels, known), np.isin(aseg, ASEG[region]), (1,)), 3),
+            "dice": round(dice(np.isin(labels, known), np.isin(aseg, ASEG[region])), 3),
             "ml": round(found.volumes[region], 2),
             "aseg_ml": round(float(np.isin(aseg, ASEG[region]).sum()) / 1000, 2),
         }

@@ -6,6 +6,8 @@ groups; asymmetry, Pearson's r and Dice belong to single scans or pairs of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -119,8 +121,22 @@ def _pearson(a: Array, b: Array, w: Array) -> Array:
     return np.divide(product, np.sqrt(squares), out=np.full(len(w), np.nan), where=squares > 1e-20)
 
 
-def dice(labels: NDArray[np.integer], others: NDArray[np.integer], known: tuple[int, ...]) -> float:
-    """Return Dice's overlap of the voxels with one of ``known`` labels in two label volumes (X, Y, Z); NaN if none has."""
-    a, b = np.isin(labels, known), np.isin(others, known)
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Return Dice's overlap of two masks (X, Y, Z); NaN for two empty ones."""
     total = int(a.sum() + b.sum())
     return 2 * int((a & b).sum()) / total if total else float("nan")
+
+
+def overlaps(
+    labels: NDArray[np.integer], others: NDArray[np.integer], regions: Mapping[str, tuple[int, ...]]
+) -> dict[str, float]:
+    """Return Dice of each region (name → label values) in two label volumes (X, Y, Z); NaN where neither has it."""
+    size = 1 + max(int(labels.max()), int(others.max()), *(label for known in regions.values() for label in known))
+    pairs = np.bincount(labels.astype(np.int64).ravel() * size + others.ravel(), minlength=size**2)
+    table = pairs.reshape(size, size)
+    found = {}
+    for region, known in regions.items():
+        mine, theirs = table[list(known)], table[:, list(known)]
+        total = int(mine.sum() + theirs.sum())
+        found[region] = 2 * int(mine[:, list(known)].sum()) / total if total else float("nan")
+    return found

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from neuromf.config import Evaluate
 from neuromf.evaluation.inference import mean_estimate, share_estimate
 from neuromf.evaluation.morphometry.atlas import Atlas
-from neuromf.evaluation.morphometry.compare import asymmetry, compare_volumes, correlation, dice, effect_size
+from neuromf.evaluation.morphometry.compare import asymmetry, compare_volumes, correlation, effect_size, overlaps
 from neuromf.evaluation.morphometry.segmentation import Segmenter, labels_path, segment_file
 from neuromf.evaluation.morphometry.synthseg import QUALITY_PASS
 from neuromf.evaluation.rows import Part
@@ -144,9 +144,9 @@ def add_nearest_regions(
         )
         profile = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)])
         part.add("nearest_volume_correlation", "all", mean_estimate(profile, settings), name)
-    overlaps = np.array([_overlaps(generated, i, real, j) for i, j in enumerate(rows)])
+    shared = np.array([_overlaps(generated, i, real, j) for i, j in enumerate(rows)])
     for index, region in enumerate(_labelled(generated.atlas)):
-        values = overlaps[:, index]
+        values = shared[:, index]
         part.add("nearest_dice", region, mean_estimate(values[np.isfinite(values)], settings), name)
 
 
@@ -155,7 +155,7 @@ def _overlaps(generated: RegionSet, i: int, real: RegionSet, j: int) -> list[flo
     a, b = (np.asarray(nib.load(path).dataobj) for path in (generated.labels[i], real.labels[j]))
     if a.shape != b.shape:
         raise ValueError(f"labels of {generated.ids[i]} {a.shape} and {real.ids[j]} {b.shape} lie on different grids")
-    return [dice(a, b, known) for known in _labelled(generated.atlas).values()]
+    return list(overlaps(a, b, _labelled(generated.atlas)).values())
 
 
 def _labelled(atlas: Atlas) -> dict[str, tuple[int, ...]]:
