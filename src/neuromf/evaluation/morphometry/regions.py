@@ -69,9 +69,15 @@ def describe_regions(files: Mapping[str, Path], segmenter: Segmenter, cache: Pat
         sides.append([found.sides[region] for region in atlas.paired])
         quality.append(list(found.quality.values()))
         labels.append(labels_path(folder / file_sha256(path)))
-    arrays = (np.array(rows, dtype=np.float64) for rows in (volumes, sides))
     return RegionSet(
-        tuple(files), segmenter.name, atlas, *arrays, scores, np.array(quality, dtype=np.float64), tuple(labels)
+        tuple(files),
+        segmenter.name,
+        atlas,
+        np.array(volumes, dtype=np.float64),
+        np.array(sides, dtype=np.float64),
+        scores,
+        np.array(quality, dtype=np.float64),
+        tuple(labels),
     )
 
 
@@ -152,7 +158,7 @@ def add_nearest_regions(
 
 def _overlaps(generated: RegionSet, i: int, real: RegionSet, j: int) -> list[float]:
     """Return Dice of each labelled region of a generated and a real scan."""
-    a, b = (np.asarray(nib.load(path).dataobj) for path in (generated.labels[i], real.labels[j]))
+    a, b = (np.asarray(nib.Nifti1Image.from_filename(path).dataobj) for path in (generated.labels[i], real.labels[j]))
     if a.shape != b.shape:
         raise ValueError(f"labels of {generated.ids[i]} {a.shape} and {real.ids[j]} {b.shape} lie on different grids")
     return list(overlaps(a, b, _labelled(generated.atlas)).values())

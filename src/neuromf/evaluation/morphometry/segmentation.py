@@ -93,7 +93,7 @@ def labels_path(stem: Path) -> Path:
 def _read(stem: Path) -> Segmentation | None:
     try:
         figures = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
-        image = nib.load(labels_path(stem))
+        image = nib.Nifti1Image.from_filename(labels_path(stem))
         labels = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
         sides = {region: (float(left), float(right)) for region, (left, right) in figures["sides_ml"].items()}
         return Segmentation(labels, figures["volumes_ml"], sides, figures["quality"])
