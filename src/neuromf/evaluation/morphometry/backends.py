@@ -14,11 +14,12 @@ from neuromf.evaluation.morphometry.atlas import APARC50, SUBCORTICAL, TISSUE_MA
 from neuromf.evaluation.morphometry.segmentation import Segmentation, Segmenter, measure_labels
 from neuromf.evaluation.morphometry.synthseg import synthseg_segmenter
 from neuromf.evaluation.morphometry.tissues import DEEP_MM, brain_mask, depth_mm, tissue_labels, tissue_volumes
-from neuromf.meshnet import PUBLISHED, MeshNet, find_weights, load_meshnet, segment
+from neuromf.meshnet import PUBLISHED, MeshNet, conform_256, find_weights, load_meshnet, segment
 from neuromf.tables import content_hash
 from neuromf.volume import voxel_sizes
 
 SEGMENTERS = ("tissues", "subcortical", "aparc50", "atropos", "synthseg")
+_FLUID = 0.5  # of the white matter's median: the brightest fluid in T1w
 _ATLASES = {"subcortical": SUBCORTICAL, "aparc50": APARC50}
 
 
@@ -47,10 +48,27 @@ def network_segmenter(name: str, weights_dir: Path | None, device: str | torch.d
     atlas = _ATLASES[name]
 
     def compute(image: nib.Nifti1Image) -> Segmentation:
-        return measure_labels(segment(_network(name, weights_dir, device), image), atlas)
+        labels = segment(_network(name, weights_dir, device), image)
+        if name == "subcortical":
+            labels = without_choroid_plexus(labels, conform_256(image))
+        return measure_labels(labels, atlas)
 
-    key = content_hash({"weights": PUBLISHED[name].sha256, "rule": "conform 256, head's box, plane 1"})
+    key = content_hash({"weights": PUBLISHED[name].sha256, "rule": "conform 256, head's box, fluid 0.5, plane 1"})
     return Segmenter(name, key, atlas, compute)
+
+
+def without_choroid_plexus(labels: nib.Nifti1Image, scan: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return `SUBCORTICAL` labels (X, Y, Z) with the lateral ventricles' bright voxels set to background.
+
+    The network puts the choroid plexus and a rim of the wall into the ventricles, aseg does not. In T1w fluid is darker than
+    half of the white matter's median, half-way between fluid and grey matter.
+    """
+    values, intensities = np.asarray(labels.dataobj).copy(), np.asarray(scan.dataobj, np.float32)
+    (white,), (ventricle,) = SUBCORTICAL.regions["cerebral_white_matter"], SUBCORTICAL.regions["lateral_ventricle"]
+    if (values == white).any():
+        brightest = _FLUID * float(np.median(intensities[values == white]))
+        values[(values == ventricle) & (intensities >= brightest)] = 0
+    return nib.Nifti1Image(values, labels.affine)
 
 
 @cache

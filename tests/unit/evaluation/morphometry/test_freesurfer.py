@@ -22,8 +22,6 @@ needs_heads = pytest.mark.skipif(
     reason=f"needs {HEADS} and {SHARED}/weights (set NEUROMF_SHARED)",
 )
 SUBJECTS = ("aomic_sub-0001", "omega_sub-0002", "omega_sub-0003")
-# the largest ratio to aseg's volume: the network draws ventricles 1.5 times as large in the subject with the smallest ones
-LARGEST = {"lateral_ventricle": 1.6}
 # region: FreeSurfer's left and right label, the Dice that this project asks for
 ASKED = {
     "hippocampus": ((17, 53), 0.80),
@@ -59,8 +57,8 @@ def test_volumes_and_sides_are_near_asegs(subject: str) -> None:
     found, aseg = segmented(subject)
     for region, (known, _) in ASKED.items():
         left, right = ((aseg == label).sum() / 1000 for label in known)
-        assert 0.8 < found.volumes[region] / (left + right) < LARGEST.get(region, 1.3), region
-        assert asymmetry(found.sides[region]) == pytest.approx(float(asymmetry([left, right])), abs=0.15), region
+        assert 0.8 < found.volumes[region] / (left + right) < 1.3, region
+        assert asymmetry(found.sides[region]) == pytest.approx(float(asymmetry([left, right])), abs=0.3), region
 
 
 @needs_heads
@@ -68,10 +66,19 @@ def test_volumes_and_sides_are_near_asegs(subject: str) -> None:
 def test_every_class_lies_where_aseg_has_its_name(subject: str) -> None:
     found, aseg = segmented(subject)
     labels = np.asarray(found.labels.dataobj)
-    names = {2: "cerebral_white_matter", 3: "cerebral_cortex", 8: "cerebellum_cortex"}
-    names |= {7: "cerebellum_white_matter", 13: "pallidum", 14: "3rd_ventricle", 15: "4th_ventricle", 16: "brain_stem"}
-    names |= {18: "amygdala", 26: "accumbens_area", 28: "ventraldc"}
-    for label, region in names.items():
-        inside = np.bincount(labels[aseg == label], minlength=18)
-        inside[0] = 0
-        assert (inside.argmax(),) == SUBCORTICAL.regions[region], region
+    found_in = {
+        "cerebral_white_matter": (2, 41),
+        "cerebral_cortex": (3, 42),
+        "cerebellum_white_matter": (7, 46),
+        "cerebellum_cortex": (8, 47),
+        "pallidum": (13, 52),
+        "3rd_ventricle": (14,),
+        "4th_ventricle": (15,),
+        "brain_stem": (16,),
+        "amygdala": (18, 54),
+        "accumbens_area": (26, 58),
+        "ventraldc": (28, 60),
+    }
+    for region, known in found_in.items():
+        inside = np.bincount(labels[np.isin(aseg, known)], minlength=18)
+        assert (inside[1:].argmax() + 1,) == SUBCORTICAL.regions[region], region

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neuromf.evaluation.morphometry.atlas import APARC50, SUBCORTICAL, TISSUE_MAP, Atlas
-from neuromf.evaluation.morphometry.backends import SEGMENTERS, find_segmenter
+from neuromf.evaluation.morphometry.backends import SEGMENTERS, find_segmenter, without_choroid_plexus
 from neuromf.evaluation.morphometry.hemispheres import left_half
 from neuromf.evaluation.morphometry.segmentation import Segmentation, Segmenter, measure_labels, segment_file
 from neuromf.evaluation.morphometry.tissues import brain_mask, tissue_volumes
@@ -124,3 +124,13 @@ def test_tissue_segmenter_has_the_volumes_of_the_evaluation() -> None:
 def test_no_brain_has_no_volume(name: str) -> None:
     found = find_segmenter(name).compute(nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), np.eye(4)))
     assert set(found.volumes.values()) == {0.0}
+
+
+def test_bright_voxels_are_no_ventricle() -> None:
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[:10], labels[12:] = 1, 3  # white matter, lateral ventricle
+    scan = np.select([labels == 1, labels == 3], [110.0, 25.0], 70.0)
+    scan[15, 5:10] = 56  # choroid plexus
+    found = without_choroid_plexus(nib.Nifti1Image(labels, np.eye(4)), nib.Nifti1Image(scan, np.eye(4)))
+    changed = np.asarray(found.dataobj) != labels
+    assert changed.sum() == 5 * 20 and changed[15, 5:10].all()
