@@ -1,8 +1,8 @@
 """The regions that the segmenters tell apart: names, label values, which of them have two sides, and their tissues.
 
 Sources: for `subcortical` and `aparc50` the class order of the colormaps published with the networks
-(colormap_tissue_subcortical.json and colormap_aparc50.json, https://github.com/neuroneural/brainchop-models); that of
-`subcortical` was checked by overlap with FreeSurfer's aseg of three subjects (benchmarks/morphometry.py). For
+(colormap_tissue_subcortical.json and colormap_aparc50.json, https://github.com/neuroneural/brainchop-models); checked
+by overlap with FreeSurfer's aseg of three subjects, of one for `aparc50` without its cortex (benchmarks/morphometry.py). For
 `synthseg` FreeSurfer's label values (FreeSurferColorLUT.txt) and the names in the header of `mri_synthseg --vol`.
 """
 
