@@ -1,4 +1,51 @@
-# The report: one page, and the picture of the README.
+# Pictures of their own, and the report: one page, and the picture of the README.
+
+
+rule codec_picture:
+    input:
+        validation=f"{EVALUATION}/codec.json",
+        worst=f"{EVALUATION}/codec_worst",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/codec_worst.png",
+            caption="../src/neuromf/paper/report/captions/codec_worst.rst",
+            category="Codec",
+        ),
+    log:
+        f"results/logs/codec_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/codec_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.paper.codec:draw_worst"),
+    script:
+        "../workflow_scripts/codec_picture.py"
+
+
+rule latent_picture:
+    input:
+        f"{EVALUATION}/latents.json",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/latents.png",
+            caption="../src/neuromf/paper/report/captions/latents.rst",
+            category="Codec",
+        ),
+    log:
+        f"results/logs/latent_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/latent_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.paper.latents:draw_latents"),
+    script:
+        "../workflow_scripts/latent_picture.py"
 
 
 rule report:

@@ -100,6 +100,6 @@ def as_text(found: list[Check]) -> str:
             "–" if v is None else f"{v:.3f}" for v in (check.estimate.value, check.estimate.low, check.estimate.high)
         )
         bound = check.cells()[5]
-        interval = f"{low} to {high}"
+        interval = "–" if check.estimate.low is None else f"{low} to {high}"
         lines.append(f"  {check.figure:<16}{value:>8}  {interval:<19}{check.estimate.n:>4}  {bound:<10} {check.verdict}")
     return "\n".join(lines)
