@@ -48,6 +48,30 @@ rule latent_picture:
         "../workflow_scripts/latent_picture.py"
 
 
+rule spectrum_picture:
+    input:
+        f"{EVALUATION}/spectra.parquet",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/spectrum.png",
+            caption="../src/neuromf/paper/report/captions/spectrum.rst",
+            category="Evaluation",
+        ),
+    log:
+        f"results/logs/spectrum_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/spectrum_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        k0=CONFIG.evaluate.spectrum_k0,
+        code=code_hash("neuromf.paper.spectrum:draw_spectra"),
+    script:
+        "../workflow_scripts/spectrum_picture.py"
+
+
 rule report:
     input:
         release=RELEASE_TABLE,

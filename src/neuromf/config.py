@@ -398,6 +398,9 @@ class Evaluate(Section):
     bootstrap: int = setting(1000, "Bootstrap resamples of scans behind each interval", ge=100)
     confidence: float = setting(0.95, "Confidence of the intervals", gt=0.5, lt=1)
     seed: int = setting(0, "Seed of the resamples", ge=0)
+    spectrum_k0: float = setting(
+        0.25, "Spatial frequency above which energy counts as high, as a share of the grid's Nyquist frequency", gt=0, lt=1
+    )
 
 
 class Config(Section):

@@ -87,8 +87,8 @@ def _correlation(axis: Axes, correlation: np.ndarray) -> None:
     axis.imshow(correlation, cmap="RdBu_r", vmin=-1, vmax=1)
     axis.grid(visible=False)
     ticks = range(len(correlation))
-    axis.set(title="correlation", xlabel="channel", ylabel="channel")
-    axis.title.set_fontsize(9)
+    axis.set(xlabel="channel", ylabel="channel")
+    axis.set_title("correlation", fontsize=9)
     if len(correlation) <= SHOWN:
         axis.set(xticks=ticks, yticks=ticks)
         for (i, j), value in np.ndenumerate(correlation):

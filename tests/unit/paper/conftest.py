@@ -68,6 +68,31 @@ def make_scans(nfes=(1, 2)):
     return pd.DataFrame(rows).astype({"seed": "Int64", "nfe": "Int64"})
 
 
+def make_spectra(nfes=(1, 2)):
+    """Spectra on a grid of 32 voxels of 6 mm: 16 shells."""
+    k = (np.arange(16) + 0.5) / 16 * 0.5 / 6
+    sets = [("real", None, None, 1.0), ("reconstruction", None, None, 0.8), ("noise", None, None, 2.0)]
+    sets += [(run, 0, nfe, 0.5) for run in ("meanflow", "rectified_flow") for nfe in nfes]
+    rows = []
+    for run, seed, nfe, share in sets:
+        power = share * np.exp(-40 * k)
+        shown = {"power": power}
+        if run != "real":
+            shown["power_to_real"] = np.full(16, share)
+        if run not in ("real", "reconstruction"):
+            shown["power_to_reconstruction"] = np.full(16, share / 0.8)
+        for spectrum, values in shown.items():
+            rows += [("demo", run, seed, nfe, spectrum, f, v, 0.9 * v, 1.1 * v, 16)
+                     for f, v in zip(k, values, strict=True)]  # fmt: skip
+    columns = ["release", "run", "seed", "nfe", "spectrum", "cycles_per_mm", "value", "ci_low", "ci_high", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64", "nfe": "Int64"})
+
+
+@pytest.fixture
+def spectra_table():
+    return make_spectra()
+
+
 @pytest.fixture
 def metrics():
     return make_metrics()
