@@ -79,6 +79,10 @@ rule report:
         metrics=f"{EVALUATION}/metrics.parquet",
         scans=f"{EVALUATION}/scans.parquet",
         reconstructions=f"{EVALUATION}/reconstructions",
+        codec_gate=f"{EVALUATION}/codec_gate.tsv",
+        codec_picture=f"{RELEASE_FOLDER}/paper/codec_worst.png",
+        latents=f"{EVALUATION}/latents.json",
+        spectra=f"{EVALUATION}/spectra.parquet",
         samples=[
             f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv"
             for run, seed, nfe in sample_sets()

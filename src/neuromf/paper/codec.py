@@ -1,4 +1,4 @@
-"""The scans that the codec reproduces worst, beside their reconstructions and where the two differ."""
+"""The gate's table, and the scans that the codec reproduces worst beside their reconstructions and differences."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -32,6 +33,35 @@ class WorstScan:
     label: str
     volume: Volume
     reconstruction: Volume
+
+
+_GATE_TITLES = {
+    "ssim_brain": "SSIM",
+    "psnr_brain": "PSNR (dB)",
+    "lpips_sagittal": "LPIPS, sagittal",
+    "lpips_coronal": "LPIPS, coronal",
+    "lpips_axial": "LPIPS, axial",
+}
+
+
+def gate_table(path: Path) -> pd.DataFrame:
+    """Return the codec gate's table (TSV) as text: figure, mean with its interval, n, threshold and verdict."""
+    table = pd.read_csv(path, sep="\t")
+    means = [
+        "–" if pd.isna(row.mean_) else f"{row.mean_:.3f}" + (
+            "" if pd.isna(row.ci_low) else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+        )
+        for row in table.rename(columns={"mean": "mean_"}).itertuples()
+    ]  # fmt: skip
+    return pd.DataFrame(
+        {
+            "Inside the brain": table["figure"].map(_GATE_TITLES),
+            "Mean over scans": means,
+            "n": table["n"].astype(str),
+            "Threshold": table["threshold"],
+            "Verdict": table["verdict"],
+        }
+    )
 
 
 def draw_worst(validation: Path, folder: Path, out: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
@@ -54,6 +55,20 @@ def latents(content: Mapping[str, Any]) -> Figure:
     _spectrum(over_scans, content, "effective_dimension_scans", content["scan_pca"]["explained"][:COMPONENTS])
     over_scans.set(xlabel="component over scans")
     return figure
+
+
+def latent_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the figures of each channel as text with their intervals."""
+    titles = {
+        "mean": "Mean",
+        "std": "σ",
+        "skewness": "Skewness",
+        "kurtosis": "Excess kurtosis",
+        "kolmogorov_smirnov": "KS distance to N(0, 1)",
+    }
+    channels = range(len(content["density"]))
+    columns = {title: [figure_text(content, name, c, 3) for c in channels] for name, title in titles.items()}
+    return pd.DataFrame({"Channel": [str(c) for c in channels], **columns})
 
 
 def figure_text(content: Mapping[str, Any], name: str, channel: int | None, digits: int) -> str:

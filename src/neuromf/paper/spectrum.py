@@ -63,7 +63,7 @@ def spectra(table: pd.DataFrame, *, k0: float) -> Figure:
             axis.set(ylim=(0, None))
     axes[0].set_ylabel("mean |F(k)|²")
     axes[1].set_ylabel("ratio")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 

@@ -35,10 +35,21 @@ COLUMNS = (
     Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
 )
 CODEC_COLUMNS = (
-    Column("psnr", "brain_box", "PSNR (dB)", 2, "↑"),
-    Column("ssim", "brain_box", "SSIM", 3, "↑"),
+    Column("psnr", "brain_box", "PSNR in the box (dB)", 2, "↑"),
+    Column("ssim", "brain_box", "SSIM in the box", 3, "↑"),
+    Column("psnr", "brain", "PSNR in the brain (dB)", 2, "↑"),
+    Column("ssim", "brain", "SSIM in the brain", 3, "↑"),
     Column("mae", "brain", "Mean absolute error", 4, "↓"),
+    Column("lpips", "sagittal", "LPIPS, sagittal", 3, "↓"),
+    Column("lpips", "coronal", "LPIPS, coronal", 3, "↓"),
+    Column("lpips", "axial", "LPIPS, axial", 3, "↓"),
 )
+SPECTRUM_COLUMNS = (
+    Column("high_frequency_ratio", "volume", "High-frequency energy ρ", 4),
+    Column("high_frequency_to_real", "volume", "ρ over that of real scans", 2),
+    Column("high_frequency_to_reconstruction", "volume", "ρ over that of reconstructions", 2),
+)
+EVERY_COLUMN = COLUMNS + CODEC_COLUMNS + SPECTRUM_COLUMNS
 _SCALE = {"KID (codec) ×1000": 1000.0}
 _ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9}
 MISSING = "–"
@@ -70,13 +81,13 @@ def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> 
 
 
 def write_csv(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the codec's columns included, as CSV."""
-    write_text(path, metric_table(metrics, COLUMNS + CODEC_COLUMNS).to_csv(index=False))
+    """Write the table, the codec's and the spectrum's columns included, as CSV."""
+    write_text(path, metric_table(metrics, EVERY_COLUMN).to_csv(index=False))
 
 
 def write_latex(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the codec's columns included, as a LaTeX tabular (needs no package)."""
-    table = metric_table(metrics, COLUMNS + CODEC_COLUMNS)
+    """Write the table, the codec's and the spectrum's columns included, as a LaTeX tabular (needs no package)."""
+    table = metric_table(metrics, EVERY_COLUMN)
     header = " & ".join(_latex(title) for title in table.columns)
     body = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.itertuples(index=False)]
     columns = "l" + "r" * (len(table.columns) - 1)
@@ -138,6 +149,7 @@ _LATEX = {
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     "–": "--",
+    "ρ": r"$\rho$",
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuromf.paper import style
-from neuromf.paper.codec import DIFFERENCE, WorstScan, boundaries, draw_worst, worst_scans
+from neuromf.paper.codec import DIFFERENCE, WorstScan, boundaries, draw_worst, gate_table, worst_scans
 from neuromf.volume import write_volume
 
 AFFINE = np.diag([6.0, 6.0, 6.0, 1.0])
@@ -45,3 +45,10 @@ def test_the_worst_come_first_with_their_figures(brain, tmp_path):
     assert (tmp_path / "worst.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="validate the codec first"):
         draw_worst(tmp_path / "codec.json", tmp_path / "nothing", tmp_path / "worst.png")
+
+
+def test_the_gates_table_says_what_was_not_measured(gate):
+    table = gate_table(gate)
+    assert table["Mean over scans"].tolist() == ["0.910 [0.900, 0.920]", "24.500 [24.100, 24.900]", "–"]
+    assert table["Inside the brain"].tolist() == ["SSIM", "PSNR (dB)", "LPIPS, axial"]
+    assert table["Verdict"].tolist() == ["passed", "failed", "not measured"]
