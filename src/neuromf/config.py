@@ -399,7 +399,10 @@ class Evaluate(Section):
     confidence: float = setting(0.95, "Confidence of the intervals", gt=0.5, lt=1)
     seed: int = setting(0, "Seed of the resamples", ge=0)
     spectrum_k0: float = setting(
-        0.25, "Spatial frequency above which energy counts as high, as a share of the grid's Nyquist frequency", gt=0, lt=1
+        0.25,
+        "Spatial frequency above which energy counts as high, as a share of the grid's Nyquist frequency",
+        gt=0,
+        lt=1,
     )
 
 

@@ -107,9 +107,7 @@ def validate_codec(
         "n_train": len(train),
         "n_test": len(test),
         "mean": mean,
-        "difference": {
-            name: None if value is None else value - mean["linear"][name] for name, value in mean["vae"].items()
-        },
+        "difference": {name: _difference(mean["vae"][name], mean["linear"][name]) for name in FIGURES},
         "latent_std": latent_std(latents),
         "rows": rows,
     }
@@ -125,6 +123,10 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         name: None if any(row[name] is None for row in rows) else float(np.mean([row[name] for row in rows]))
         for name in FIGURES
     }
+
+
+def _difference(vae: float | None, linear: float | None) -> float | None:
+    return None if vae is None or linear is None else vae - linear
 
 
 def write_worst(folder: Path, scans: Sequence[Reconstructed]) -> None:

@@ -101,5 +101,7 @@ def as_text(found: list[Check]) -> str:
         )
         bound = check.cells()[5]
         interval = "–" if check.estimate.low is None else f"{low} to {high}"
-        lines.append(f"  {check.figure:<16}{value:>8}  {interval:<19}{check.estimate.n:>4}  {bound:<10} {check.verdict}")
+        lines.append(
+            f"  {check.figure:<16}{value:>8}  {interval:<19}{check.estimate.n:>4}  {bound:<10} {check.verdict}"
+        )
     return "\n".join(lines)

@@ -61,7 +61,10 @@ def describe_latents(store: Latents, statistics: LatentStatistics, settings: Eva
     """
     summary = summarise(store, statistics)
     rows = []
-    for name, estimates in {**moments(summary, statistics, settings), "kolmogorov_smirnov": ks(summary, settings)}.items():
+    for name, estimates in {
+        **moments(summary, statistics, settings),
+        "kolmogorov_smirnov": ks(summary, settings),
+    }.items():
         rows += [{"figure": name, "channel": channel} | _interval(one) for channel, one in enumerate(estimates)]
     channels = channel_dimension(summary, statistics, settings)
     components = scan_components(store, statistics, settings)

@@ -1,4 +1,4 @@
-"""What evaluation keeps of each volume: features, a thumbnail, tissue volumes and its spectrum, from one pass over the files.
+"""What evaluation keeps of each volume: features, thumbnail, tissue volumes and spectrum, from one pass over the files.
 
 A volume is read, described and forgotten, so memory grows by some 70 kB per volume whatever its size.
 """
@@ -25,6 +25,7 @@ from neuromf.tables import SPLITS, atomic_path, file_sha256
 from neuromf.volume import read_volume, voxel_sizes
 
 _ARRAYS = ("features", "thumbnails", "tissues", "spectra")  # of a ScanSet, in its order
+
 
 class EvaluationError(ValueError):
     """Volumes that cannot be compared; the message names the file, what is wrong and the remedy."""
@@ -176,9 +177,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
         if about["extractor_key"] != extractor.key:
             raise EvaluationError(f"{path} was made with another codec; evaluate the release's real scans again")
         splits = {
-            split: ScanSet(
-                tuple(ids), *(file.get_tensor(f"{split}/{name}") for name in _ARRAYS)
-            )
+            split: ScanSet(tuple(ids), *(file.get_tensor(f"{split}/{name}") for name in _ARRAYS))
             for split, ids in about["ids"].items()
         }
     grid = Grid(tuple(about["shape"]), about["voxel_mm"])

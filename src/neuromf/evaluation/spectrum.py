@@ -31,8 +31,7 @@ def radial_energy(volume: NDArray[np.floating]) -> Array:
     """
     shell, twice, _ = _shells(volume.shape)
     transform = np.fft.rfftn(volume.astype(np.float64)) / volume.size
-    energy = np.bincount(shell, weights=twice * (transform.real**2 + transform.imag**2).ravel())
-    return energy[1:-1]
+    return _by_shell(shell, twice * (transform.real**2 + transform.imag**2).ravel())
 
 
 def modes(shape: tuple[int, ...]) -> Array:
@@ -51,17 +50,21 @@ def _shells(shape: tuple[int, ...]) -> tuple[NDArray[np.int64], Array, Array]:
     transform's modes each stands for; and the number of modes of each shell, (S,)."""
     count = min(shape) // 2
     axes = [np.fft.fftfreq(side) for side in shape[:-1]] + [np.fft.rfftfreq(shape[-1])]
-    radius = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij")))  # cycles per voxel; Nyquist is 0.5
+    radius = np.linalg.norm(np.meshgrid(*axes, indexing="ij"), axis=0)  # cycles per voxel; Nyquist is 0.5
     shell = np.ceil(radius * 2 * count - 1e-9).astype(np.int64).clip(max=count + 1)
     twice = np.full(shell.shape, 2.0)  # a real volume's modes k and −k are conjugate: rfftn has one of them
     twice[..., 0] = 1
     if shape[-1] % 2 == 0:
         twice[..., -1] = 1
-    number = np.bincount(shell.ravel(), weights=twice.ravel(), minlength=count + 2)[1:-1]
-    return shell.ravel(), twice.ravel(), number
+    return shell.ravel(), twice.ravel(), _by_shell(shell.ravel(), twice.ravel())
 
 
-def high_frequency_ratio(energy: Array, k0: float) -> Array:
+def _by_shell(shell: NDArray[np.int64], values: Array) -> Array:
+    """Return the sums of values over the shells from the mean's to the corners', these two left out."""
+    return np.bincount(shell, weights=values).astype(np.float64)[1:-1]
+
+
+def high_frequency_ratio(energy: NDArray[np.floating], k0: float) -> Array:
     """Return ρ(k0), the share of the energy above k0, (N,), of volumes' shells (N, S); ``k0`` is a share of Nyquist.
 
     A shell that k0 cuts counts in proportion. White noise has 1 − k0³; a volume without energy has none above k0.
@@ -73,11 +76,11 @@ def high_frequency_ratio(energy: Array, k0: float) -> Array:
 
 def add_spectrum(
     part: Part,
-    energy: Array,
+    energy: NDArray[np.floating],
     shape: tuple[int, int, int],
     voxel_mm: float,
     settings: Evaluate,
-    others: Mapping[str, Array],
+    others: Mapping[str, NDArray[np.floating]],
     *,
     paired: bool = False,
 ) -> None:
@@ -105,7 +108,7 @@ def add_spectrum(
         part.add_spectrum(f"power_to_{name}", k, beside)
 
 
-def _mean_spectrum(power: Array, settings: Evaluate) -> list[Estimate]:
+def _mean_spectrum(power: NDArray[np.floating], settings: Evaluate) -> list[Estimate]:
     """Return the mean of each shell over volumes (N, S) with its interval."""
     n = len(power)
     means = power.mean(axis=0)

@@ -75,9 +75,7 @@ def draw_worst(validation: Path, folder: Path, out: Path) -> None:
         ValueError: the folder holds no scans.
     """
     rows = {
-        row["scan"]: row
-        for row in json.loads(validation.read_text(encoding="utf-8"))["rows"]
-        if row["codec"] == "vae"
+        row["scan"]: row for row in json.loads(validation.read_text(encoding="utf-8"))["rows"] if row["codec"] == "vae"
     }
     scans = []
     for path in sorted(folder.glob("*_real.nii.gz")):
@@ -105,7 +103,7 @@ def worst_scans(scans: Sequence[WorstScan]) -> Figure:
     widths = [tile * s[1] / height for s in shapes]
     columns = sum(widths) + 3 * gap
     size = (label + len(_TILES) * columns, header + footer + len(scans) * (tile + gap))
-    figure = Figure(figsize=size, facecolor="black", layout="none")
+    figure = Figure(figsize=size, facecolor="black")
     for row, one in enumerate(scans):
         bottom = size[1] - header - (row + 1) * (tile + gap)
         figure.text(0.1 / size[0], (bottom + tile / 2) / size[1], one.label, color=_INK, fontsize=9, va="center",
@@ -142,7 +140,9 @@ def boundaries(volume: Volume) -> tuple[float, float]:
 
 
 def _difference(axis: Axes, difference: Volume, scan: Volume, levels: tuple[float, float]) -> None:
-    axis.imshow(difference, cmap=_DARK_CENTRED, vmin=-DIFFERENCE, vmax=DIFFERENCE, interpolation="nearest", aspect="auto")
+    axis.imshow(
+        difference, cmap=_DARK_CENTRED, vmin=-DIFFERENCE, vmax=DIFFERENCE, interpolation="nearest", aspect="auto"
+    )
     for level, colour in zip(levels, (_BRAIN_LINE, _CORTEX_LINE), strict=True):
         if scan.min() < level < scan.max():
             axis.contour(scan, levels=[level], colors=[colour], linewidths=0.5, alpha=0.8)
@@ -151,7 +151,9 @@ def _difference(axis: Axes, difference: Volume, scan: Volume, levels: tuple[floa
 def _colours(figure: Figure, left: float, width: float, footer: float, size: tuple[float, float]) -> None:
     """Draw the scale of the differences below their column."""
     axis = figure.add_axes((left / size[0], 0.62 * footer / size[1], width / size[0], 0.12 / size[1]))
-    axis.imshow(np.linspace(-1, 1, 256)[None], cmap=_DARK_CENTRED, aspect="auto", extent=(-DIFFERENCE, DIFFERENCE, 0, 1))
+    axis.imshow(
+        np.linspace(-1, 1, 256)[None], cmap=_DARK_CENTRED, aspect="auto", extent=(-DIFFERENCE, DIFFERENCE, 0, 1)
+    )
     axis.set_yticks([])
     axis.set_xticks([-DIFFERENCE, 0, DIFFERENCE])
     axis.tick_params(colors=_SOFT, labelsize=8, length=2)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import norm
 
 from neuromf.paper import style
@@ -38,7 +39,8 @@ def latents(content: Mapping[str, Any]) -> Figure:
     channels = min(len(content["density"]), SHOWN)
     lines = 1 + (channels - 1) // 4
     figure = Figure(figsize=(9, 2.3 * lines + 2.6))
-    above, below = figure.subfigures(2, 1, height_ratios=[2.3 * lines, 2.6])
+    grid = figure.add_gridspec(2, 1, height_ratios=[2.3 * lines, 2.6])
+    above, below = (figure.add_subfigure(place) for place in (grid[0], grid[1]))
     axes = np.atleast_1d(above.subplots(lines, min(channels, 4), sharex=True, sharey=True, squeeze=False)).ravel()
     for channel, axis in enumerate(axes):
         if channel < channels:
@@ -115,4 +117,4 @@ def _spectrum(axis: Axes, content: Mapping[str, Any], name: str, shares: list[fl
     axis.bar(np.arange(1, len(shares) + 1), shares, color=style.run_colours(["z"])["z"])
     row = next(row for row in content["figures"] if row["figure"] == name)
     axis.set_title(f"effective dimension\n{figure_text(content, name, None, 1)}, n = {row['n']}", fontsize=9)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -38,7 +38,15 @@ def direct(a: torch.Tensor, b: torch.Tensor, weights: Path) -> float:
     for number, layer in enumerate(network.features):
         with torch.no_grad():
             images = [layer(image) for image in images]
-        if number in (1, 4, 7, 9, 10, 11, 12):  # relu1, fire 3, 5, 6, 7, 8 and 9 of lpips's pretrained_networks.squeezenet
+        if number in (
+            1,
+            4,
+            7,
+            9,
+            10,
+            11,
+            12,
+        ):  # relu1, fire 3, 5, 6, 7, 8 and 9 of lpips's pretrained_networks.squeezenet
             u, v = (f[0].numpy() / np.sqrt((f[0].numpy() ** 2).sum(0, keepdims=True)).clip(1e-10) for f in images)
             head = heads[f"lin{depth}.model.1.weight"][0].numpy()
             total += float((head * (u - v) ** 2).sum(0).mean())

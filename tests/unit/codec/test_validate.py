@@ -157,7 +157,9 @@ def test_the_worst_scans_are_kept_worst_first(
     folder = tmp_path / "worst"
     result = validate_codec(codec, paths[:1], paths[1:], tmp_path / "v.json", lpips=lpips, worst=folder)
     vae = sorted((row for row in result["rows"] if row["codec"] == "vae"), key=lambda row: row["ssim_brain"])
-    expected = [f"{i}_{row['scan']}_{kind}.nii.gz" for i, row in enumerate(vae[:3]) for kind in ("real", "reconstruction")]
+    expected = [
+        f"{i}_{row['scan']}_{kind}.nii.gz" for i, row in enumerate(vae[:3]) for kind in ("real", "reconstruction")
+    ]
     assert sorted(path.name for path in folder.iterdir()) == expected
     image = read_volume(folder / expected[0])
     original = next(path for path in paths if vae[0]["scan"] in path.name)

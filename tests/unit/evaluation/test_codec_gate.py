@@ -24,7 +24,10 @@ def validation(tmp_path):
                 name: None if value is None else value * (1 + 0.01 * (i - 1.5))
                 for name, value in (GOOD | figures).items()
             }
-            rows += [{"scan": f"s{i}", "codec": "vae"} | shifted, {"scan": f"s{i}", "codec": "linear"} | dict.fromkeys(GOOD, 0.5)]
+            rows += [
+                {"scan": f"s{i}", "codec": "vae"} | shifted,
+                {"scan": f"s{i}", "codec": "linear"} | dict.fromkeys(GOOD, 0.5),
+            ]
         (tmp_path / "codec.json").write_text(json.dumps({"codec": "tiny", "rows": rows}))
         return tmp_path / "codec.json"
 
@@ -60,7 +63,9 @@ def test_warn_lets_training_go_on(validation, settings, tmp_path, caplog):
 
 
 def test_thresholds_themselves_pass(validation, settings, tmp_path):
-    found = check_codec(validation(), CodecGate(ssim=0.5, psnr_db=32.0 - 1e-9, lpips=0.07 + 1e-9), settings, tmp_path / "g")
+    found = check_codec(
+        validation(), CodecGate(ssim=0.5, psnr_db=32.0 - 1e-9, lpips=0.07 + 1e-9), settings, tmp_path / "g"
+    )
     assert {check.verdict for check in found} == {"passed"}
 
 

@@ -101,7 +101,9 @@ def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     to_codec = figure(metrics, "good", "high_frequency_to_reconstruction")["value"]
     ratio = {run: figure(metrics, run, "high_frequency_ratio")["value"] for run in ("good", "reconstruction")}
     assert to_codec == pytest.approx(ratio["good"] / ratio["reconstruction"])
-    spectra = [row for path in release.parts for part in json.loads(path.read_text())["parts"] for row in part["spectra"]]
+    spectra = [
+        row for path in release.parts for part in json.loads(path.read_text())["parts"] for row in part["spectra"]
+    ]
     assert {row["run"] for row in spectra} == {"real", "reconstruction", "good", "copies", "large", "noise"}
 
     distances = metrics[metrics["metric"].isin(["frechet_distance", "kernel_distance"])]

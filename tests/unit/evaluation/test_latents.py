@@ -112,14 +112,18 @@ def test_scans_of_few_factors_have_as_many_dimensions():
     store = [torch.einsum("k,kcdhw->cdhw", torch.from_numpy(w), factors) for w in weights]
     components = scan_components(store, compute_statistics(store), SETTINGS)
     assert components.scans == 200 and sum(components.explained[:3]) == pytest.approx(1, abs=1e-5)
-    assert components.effective_dimension.low < components.effective_dimension.value < components.effective_dimension.high
+    assert (
+        components.effective_dimension.low < components.effective_dimension.value < components.effective_dimension.high
+    )
     assert components.effective_dimension.value == pytest.approx(3, abs=0.25)
 
 
 def test_the_spectrum_over_scans_is_numpys():
     store = skewed(7)
     statistics = compute_statistics(store)
-    z = torch.stack([((x.flatten(1).T - torch.tensor(statistics.mean)) / torch.tensor(statistics.std)).flatten() for x in store])
+    z = torch.stack(
+        [((x.flatten(1).T - torch.tensor(statistics.mean)) / torch.tensor(statistics.std)).flatten() for x in store]
+    )
     spectrum = np.linalg.svd((z - z.mean(0)).numpy(), compute_uv=False)[:-1] ** 2
     found = scan_components(store, statistics, SETTINGS)
     np.testing.assert_allclose(found.explained, spectrum / spectrum.sum(), rtol=1e-4)

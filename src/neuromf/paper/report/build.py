@@ -260,8 +260,8 @@ def _latents(path: Path) -> dict[str, Any]:
 def _spectrum(table: pd.DataFrame, k0: float) -> Picture:
     return _plot(lambda: spectrum.spectra(table, k0=k0), "Power spectra",
                  "Mean power at each spatial frequency, up to the grid's Nyquist frequency; bands over scans, dotted: k0."
-                 " Beside real scans, the reconstructions' line is what the codec loses; beside reconstructions, a run's line"
-                 " is what its generator loses on top.")  # fmt: skip
+                 " Beside real scans, the reconstructions' line is what the codec loses; beside reconstructions, a run's"
+                 " line is what its generator loses on top.")  # fmt: skip
 
 
 def _training(runs: Sequence[TrainingRun]) -> Picture | None:
