@@ -35,14 +35,14 @@ COLUMNS = (
     Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
 )
 CODEC_COLUMNS = (
-    Column("psnr", "brain_box", "PSNR in the box (dB)", 2, "↑"),
-    Column("ssim", "brain_box", "SSIM in the box", 3, "↑"),
-    Column("psnr", "brain", "PSNR in the brain (dB)", 2, "↑"),
-    Column("ssim", "brain", "SSIM in the brain", 3, "↑"),
-    Column("mae", "brain", "Mean absolute error", 4, "↓"),
-    Column("lpips", "sagittal", "LPIPS, sagittal", 3, "↓"),
-    Column("lpips", "coronal", "LPIPS, coronal", 3, "↓"),
-    Column("lpips", "axial", "LPIPS, axial", 3, "↓"),
+    Column("psnr", "brain_box", "PSNR, box (dB)", 2, "↑"),
+    Column("ssim", "brain_box", "SSIM, box", 3, "↑"),
+    Column("psnr", "brain", "PSNR, brain (dB)", 2, "↑"),
+    Column("ssim", "brain", "SSIM, brain", 3, "↑"),
+    Column("mae", "brain", "MAE, brain", 4, "↓"),
+    Column("lpips", "sagittal", "LPIPS sagittal", 3, "↓"),
+    Column("lpips", "coronal", "LPIPS coronal", 3, "↓"),
+    Column("lpips", "axial", "LPIPS axial", 3, "↓"),
 )
 SPECTRUM_COLUMNS = (
     Column("high_frequency_ratio", "volume", "High-frequency energy ρ", 4),
@@ -55,11 +55,13 @@ _ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9
 MISSING = "–"
 
 
-def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
+def metric_table(
+    metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS, *, real: str = "real train vs real test"
+) -> pd.DataFrame:
     """Return the table as text: run, seed, NFE, n and one cell ``value [low, high]`` per column.
 
-    ``metrics`` is the evaluation's tidy table. The references come first and noise last; the row of the real scans
-    holds the floor, real train against real test. Runs of which no column was measured are left out.
+    ``metrics`` is the evaluation's tidy table. The references come first and noise last; ``real`` is what the row of the
+    real scans is called: in distances it holds the floor. Runs of which no column was measured are left out.
     """
     rows = []
     keys = metrics[["run", "seed", "nfe"]].drop_duplicates()
@@ -71,7 +73,7 @@ def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> 
         found = [chosen[(chosen["metric"] == c.metric) & (chosen["region"] == c.region)] for c in columns]
         if all(cell.empty for cell in found):
             continue
-        name = "real train vs real test" if key.run == "real" else run_label(key.run)
+        name = real if key.run == "real" else run_label(key.run)
         count = next(int(cell.iloc[0]["n"]) for cell in found if len(cell))
         row = {"Run": name, "Seed": _whole(key.seed), "NFE": _whole(key.nfe), "n": str(count)}
         for column, cell in zip(columns, found, strict=True):

@@ -127,7 +127,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "metric_table": tables.metric_table(metrics),
         "metric_figures": _metric_figures(metrics),
         "spectrum_figure": _spectrum(pd.read_parquet(inputs.spectra), inputs.config["evaluate"]["spectrum_k0"]),
-        "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS),
+        "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS, real="real scans"),
         "volume_figures": _volume_figures(scans, main),
         "timings": _timings(metrics),
         "models": [_model(run) for run in inputs.training],
