@@ -46,8 +46,10 @@ def add_sample_figures(
     brain = generated.tissue("brain")
     inside = (brain >= real.tissue("brain").min()) & (brain <= real.tissue("brain").max())
     part.add("brain_volume_in_real_range", "brain", share_estimate(inside, settings))
-    known = {"real": real.spectra, "reconstruction": scans.splits["reconstruction"].spectra}
-    add_spectrum(part, generated.spectra, scans.grid.shape, scans.grid.voxel_mm, settings, known)
+    others = {"real": real.spectra}
+    if "reconstruction" in scans.splits:  # a reference of scans alone, without a release's codec, has none
+        others["reconstruction"] = scans.splits["reconstruction"].spectra
+    add_spectrum(part, generated.spectra, scans.grid.shape, scans.grid.voxel_mm, settings, others)
     nearest = nearest_scans(generated, scans, extractor)
     add_nearest(part, nearest, settings)
     null = nearest_scans(scans.held_out, scans, extractor)
