@@ -79,6 +79,7 @@ def validate_codec(
     if not train or not test:
         raise ValueError(f"codec validation needs training and test scans; got {len(train)} and {len(test)}")
     baseline = linear.fit((read_tensor(path) for path in train), codec.settings.latent_channels)
+    lpips = lpips.to(codec.device) if lpips is not None else None
     rows: list[dict[str, Any]] = []
     latents = []
     kept: list[Reconstructed] = []
