@@ -208,7 +208,8 @@ def test_what_stands_before_training_is_pictured(project):
     for name in ("codec_worst", "latents", "spectrum"):
         assert (release / f"paper/{name}.png").read_bytes().startswith(b"\x89PNG")
     latents = json.loads((release / "evaluation/latents.json").read_text())
-    assert latents["n"] == 6 and len(latents["density"]) == 4
+    statistics = json.loads((release / "latent_statistics.json").read_text())
+    assert latents["n"] == statistics["n"] > 0 and len(latents["density"]) == len(statistics["mean"])
     spectra = pd.read_parquet(release / "evaluation/spectra.parquet")
     assert {"real", "reconstruction", "noise", "meanflow", "rectified_flow"} == set(spectra["run"])
 

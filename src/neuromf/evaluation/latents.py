@@ -56,8 +56,8 @@ def describe_latents(store: Latents, statistics: LatentStatistics, settings: Eva
 
     Returns:
         What the JSON holds: ``figures`` (rows of figure, channel, value, ci_low, ci_high, n), ``edges`` and ``density``
-        (per σ) of the histograms, ``outside`` (shares below and above the edges), ``correlation``, ``channel_pca``
-        (shares of variance) and ``scan_pca``.
+        (per σ) of the histograms, ``outside`` (shares below and above the edges), ``correlation`` (C, C) and the lower and
+        upper ends of its intervals (2, C, C), ``channel_pca`` (shares of variance) and ``scan_pca``.
     """
     summary = summarise(store, statistics)
     rows = []
@@ -81,6 +81,7 @@ def describe_latents(store: Latents, statistics: LatentStatistics, settings: Eva
         "density": (shares[:, 1:-1] / np.diff(EDGES)).tolist(),
         "outside": shares[:, [0, -1]].tolist(),
         "correlation": statistics.correlation,
+        "correlation_interval": correlation_interval(summary, settings),
         "channel_pca": (spectrum / spectrum.sum()).tolist(),
         "scan_pca": {"scans": components.scans, "explained": components.explained},
     }
@@ -146,10 +147,26 @@ def channel_dimension(summary: Summary, statistics: LatentStatistics, settings: 
     n = len(summary.products)
     std = np.array(statistics.std)
     weights = np.concatenate([np.full((1, n), 1 / n), resample_counts(n, settings) / n])
-    means = np.einsum("bn,nc->bc", weights, summary.powers[:, :, 0])
-    covariance = np.einsum("bn,ncd->bcd", weights, summary.products) - means[:, :, None] * means[:, None, :]
-    found = participation(covariance * np.outer(std, std))
+    found = participation(_covariances(summary, weights) * np.outer(std, std))
     return _estimate(float(found[0]), found[1:], n, settings)
+
+
+def correlation_interval(summary: Summary, settings: Evaluate) -> list[list[list[float]]] | None:
+    """Return the lower and upper ends of the intervals of the channels' correlation, (2, C, C); one scan has none."""
+    n = len(summary.products)
+    if n < 2:
+        return None
+    covariance = _covariances(summary, resample_counts(n, settings) / n)
+    std = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    tail = 50 * (1 - settings.confidence)
+    ends: Array = np.percentile(covariance / (std[:, :, None] * std[:, None, :]), [tail, 100 - tail], axis=0)
+    return ends.clip(-1, 1).tolist()
+
+
+def _covariances(summary: Summary, weights: Array) -> Array:
+    """Return the channels' covariances in units of σ, (B, C, C), of scans weighted by (B, N), rows of which sum to 1."""
+    means = np.einsum("bn,nc->bc", weights, summary.powers[:, :, 0])
+    return np.einsum("bn,ncd->bcd", weights, summary.products) - means[:, :, None] * means[:, None, :]
 
 
 def scan_components(store: Latents, statistics: LatentStatistics, settings: Evaluate) -> ScanComponents:

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from neuromf.config import Evaluate
+from neuromf.evaluation.inference import resample_counts
 from neuromf.evaluation.latents import EDGES, describe_latents, ks, participation, scan_components, summarise
 from neuromf.latents.statistics import compute_statistics
 
@@ -50,6 +51,17 @@ def test_moments_are_scipys(found):
         figures = rows(result, name)
         np.testing.assert_allclose([row["value"] for row in figures], values, rtol=1e-4)
         assert all(row["ci_low"] < row["value"] < row["ci_high"] and row["n"] == 9 for row in figures)
+
+
+def test_intervals_of_the_correlation_are_those_of_resampled_scans(found):
+    store, result = found
+    x = torch.stack(store).double().flatten(2).numpy()  # (scans, channels, voxels)
+    draws = []
+    for counts in resample_counts(9, SETTINGS).astype(int):
+        chosen = np.repeat(x, counts, axis=0)
+        draws.append(np.corrcoef(chosen.transpose(1, 0, 2).reshape(3, -1)))
+    np.testing.assert_allclose(result["correlation_interval"], np.percentile(draws, [2.5, 97.5], axis=0), atol=1e-6)
+    np.testing.assert_allclose(result["correlation"], np.corrcoef(x.transpose(1, 0, 2).reshape(3, -1)), atol=1e-6)
 
 
 def test_histograms_are_numpys_densities(found):
@@ -135,7 +147,7 @@ def test_few_scans_have_figures_without_intervals(tmp_path):
     store = normal(1)
     result = describe_latents(store, compute_statistics(store), SETTINGS, tmp_path / "x.json")
     assert rows(result, "mean")[0]["ci_low"] is None and rows(result, "effective_dimension_scans")[0]["value"] is None
-    assert result["scan_pca"] == {"scans": 1, "explained": []}
+    assert result["scan_pca"] == {"scans": 1, "explained": []} and result["correlation_interval"] is None
 
 
 def test_many_scans_are_thinned_out_evenly(monkeypatch):
