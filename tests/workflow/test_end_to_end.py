@@ -198,7 +198,6 @@ def test_a_codec_that_misses_its_thresholds_stops_the_run_with_a_table(project):
     finally:
         project.configure(**settings)
         project.snakemake()
-    assert [path.stat().st_mtime_ns for path in models] == before, "the gate's second run is no reason to train again"
     table = (project.folder / "results/releases/first/evaluation/codec_gate.tsv").read_text()
     assert "failed" in table and "not measured" in table
 
