@@ -2,6 +2,11 @@
 
 EVALUATION = f"{RELEASE_FOLDER}/evaluation"
 EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json")
+PARTS = [
+    f"{EVALUATION}/parts/reference.json",
+    f"{EVALUATION}/parts/noise.json",
+    *(f"{EVALUATION}/parts/{run}_seed-{seed}_nfe-{nfe}.json" for run, seed, nfe in sample_sets()),
+]
 
 
 rule evaluate_reference:
@@ -97,9 +102,7 @@ rule evaluate_noise:
 
 rule metrics:
     input:
-        f"{EVALUATION}/parts/reference.json",
-        f"{EVALUATION}/parts/noise.json",
-        [f"{EVALUATION}/parts/{run}_seed-{seed}_nfe-{nfe}.json" for run, seed, nfe in sample_sets()],
+        PARTS,
     output:
         metrics=f"{EVALUATION}/metrics.parquet",
         readable=report(
@@ -120,3 +123,22 @@ rule metrics:
         code=code_hash("neuromf.evaluation.evaluate:merge_metrics"),
     script:
         "../workflow_scripts/metrics.py"
+
+
+rule spectra:
+    input:
+        PARTS,
+    output:
+        f"{EVALUATION}/spectra.parquet",
+    log:
+        f"results/logs/spectra/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/spectra/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.evaluation.spectrum:merge_spectra"),
+    script:
+        "../workflow_scripts/spectra.py"

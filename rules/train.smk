@@ -4,9 +4,10 @@
 rule train:
     input:
         warm_start=warm_start,
+        gate=passed_gate,
         statistics=f"{RELEASE_FOLDER}/latent_statistics.json",
-        latents=released(LATENTS, "train", ENCODED_BY),
-        manifests=released(ENCODED, "train", ENCODED_BY),
+        latents=released(LATENTS, "train", trained_by),
+        manifests=released(ENCODED, "train", trained_by),
         codec=trained_codec,
     output:
         weights=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/model.safetensors",
@@ -40,7 +41,7 @@ rule train:
         release=RELEASE_TABLE,
         config=training_config,
         codec=CODEC_SETTINGS,
-        upstream=ENCODED_BY,
-        code=code_hash("neuromf.training.run:train_run"),
+        upstream=trained_by,
+        code=CODE["train"],
     script:
         "../workflow_scripts/train.py"

@@ -173,6 +173,15 @@ class CodecTraining(Section):
     seed: int = setting(0, "Seed of weights, crops and posterior noise", ge=0)
 
 
+class CodecGate(Section):
+    """What a codec must reach on held-out scans before a flow is trained on its latents (means over scans)."""
+
+    ssim: float = setting(0.90, "Smallest SSIM inside the brain", ge=0, le=1)
+    psnr_db: float = setting(30.0, "Smallest PSNR inside the brain", unit="dB", ge=0)
+    lpips: float = setting(0.10, "Largest LPIPS in each plane; warns where LPIPS's weights are not there", ge=0)
+    action: Literal["stop", "warn"] = setting("stop", "What a codec that misses a threshold does to training")
+
+
 # --- flow and network -----------------------------------------------------------------------------------------------
 
 
@@ -412,6 +421,12 @@ class Evaluate(Section):
     bootstrap: int = setting(1000, "Bootstrap resamples of scans behind each interval", ge=100)
     confidence: float = setting(0.95, "Confidence of the intervals", gt=0.5, lt=1)
     seed: int = setting(0, "Seed of the resamples", ge=0)
+    spectrum_k0: float = setting(
+        0.25,
+        "Spatial frequency above which energy counts as high, as a share of the grid's Nyquist frequency",
+        gt=0,
+        lt=1,
+    )
 
 
 class Config(Section):
@@ -427,6 +442,7 @@ class Config(Section):
     preprocess: Preprocess = section(Preprocess, "Raw scan to network input")
     codec: Codec = section(Codec, "The frozen VAE")
     codec_training: CodecTraining = section(CodecTraining, "Training one's own VAE")
+    codec_gate: CodecGate = section(CodecGate, "What a codec must reach before a flow is trained")
     flow: Flow = section(Flow, "Objective")
     network: Network = section(Network, "MAISI UNet")
     train: Train = section(Train, "Training of the flow")

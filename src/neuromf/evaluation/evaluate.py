@@ -42,6 +42,7 @@ from neuromf.evaluation.scans import (
     read_reference,
     write_reference,
 )
+from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.tables import SPLITS, content_hash, write_text
 from neuromf.volume import write_volume
 
@@ -65,7 +66,7 @@ def evaluate_reference(
     Args:
         real: split → scan id → preprocessed volume; all on one grid. The train split must not be empty.
         codec: the release's codec.
-        codec_validation: JSON of `neuromf.codec.validate` (rows of psnr, ssim and mae per scan).
+        codec_validation: JSON of `neuromf.codec.validate` (rows of figures per scan).
         cache: folder of cached features.
         part: JSON to write: the figures of the runs real, reconstruction and linear_reconstruction.
         reference: safetensors to write: what the evaluation of samples needs of the real scans.
@@ -85,22 +86,26 @@ def evaluate_reference(
         if real.get(split)
     }
     empty = _nothing(sets["train"])
-    scans = Reference({split: sets.get(split, empty) for split in SPLITS}, grid, extractor.name, extractor.key)
-    shown = real.get("test") or real.get("val") or real["train"]
-    rebuilt = _reconstruct(shown, codec, extractor, grid, reconstructions)
+    shown = next(split for split in ("test", "val", "train") if real.get(split))
+    rebuilt = _reconstruct(real[shown], codec, extractor, grid, reconstructions)
+    splits = {split: sets.get(split, empty) for split in SPLITS} | {"reconstruction": rebuilt}
+    scans = Reference(splits, grid, extractor.name, extractor.key)
 
     floor = Part(release, "real")
     add_distances(floor, scans.splits["train"], scans, settings)
     add_volumes(floor, scans.every, settings)
+    add_spectrum(floor, scans.every.spectra, grid.shape, grid.voxel_mm, settings, {})
     nearest = nearest_scans(scans.held_out, scans, extractor)
     add_nearest(floor, nearest, settings)
     for split in SPLITS:
         known = nearest_scans(scans.splits[split], scans, extractor) if split != "train" else {}
         add_scans(floor, scans.splits[split], split, known, scans)
     fidelity = Part(release, "reconstruction")
-    if shown is real.get("test"):
+    if shown == "test":
         add_distances(fidelity, rebuilt, scans, settings)
     add_volumes(fidelity, rebuilt, settings)
+    originals = {"real": scans.splits[shown].spectra}
+    add_spectrum(fidelity, rebuilt.spectra, grid.shape, grid.voxel_mm, settings, originals, paired=True)
     add_scans(fidelity, rebuilt, "reconstruction", {}, scans)
     linear = Part(release, "linear_reconstruction")
     add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
@@ -248,7 +253,7 @@ def _decode(codec: VolumeCodec, latent: torch.Tensor) -> np.ndarray:
 
 
 def _nothing(like: ScanSet) -> ScanSet:
-    return ScanSet((), like.features[:0], like.thumbnails[:0], like.tissues[:0])
+    return ScanSet((), like.features[:0], like.thumbnails[:0], like.tissues[:0], like.spectra[:0])
 
 
 def _provenance(extractor: Extractor, codec: VolumeCodec, settings: Evaluate) -> dict[str, Any]:

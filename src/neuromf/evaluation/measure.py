@@ -16,16 +16,27 @@ from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
 from neuromf.evaluation.morphometry import TISSUES, compare_volumes
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Reference, ScanSet
+from neuromf.evaluation.spectrum import add_spectrum
 
 log = logging.getLogger(__name__)
 
+FIDELITY = {  # column of the codec's validation: metric and region of the tables
+    "psnr": ("psnr", "brain_box"),
+    "ssim": ("ssim", "brain_box"),
+    "psnr_brain": ("psnr", "brain"),
+    "ssim_brain": ("ssim", "brain"),
+    "mae": ("mae", "brain"),
+    "lpips_sagittal": ("lpips", "sagittal"),
+    "lpips_coronal": ("lpips", "coronal"),
+    "lpips_axial": ("lpips", "axial"),
+}
 STAGES = ("network", "decode", "total")  # of generation, as sample_timing.json has them
 
 
 def add_sample_figures(
     part: Part, generated: ScanSet, scans: Reference, extractor: Extractor, settings: Evaluate
 ) -> None:
-    """Add all that is measured of generated volumes: distances, tissue volumes and copies."""
+    """Add all that is measured of generated volumes: distances, tissue volumes, spectrum and copies."""
     real = scans.every
     add_distances(part, generated, scans, settings)
     add_volumes(part, generated, settings)
@@ -35,6 +46,10 @@ def add_sample_figures(
     brain = generated.tissue("brain")
     inside = (brain >= real.tissue("brain").min()) & (brain <= real.tissue("brain").max())
     part.add("brain_volume_in_real_range", "brain", share_estimate(inside, settings))
+    others = {"real": real.spectra}
+    if "reconstruction" in scans.splits:  # a reference of scans alone, without a release's codec, has none
+        others["reconstruction"] = scans.splits["reconstruction"].spectra
+    add_spectrum(part, generated.spectra, scans.grid.shape, scans.grid.voxel_mm, settings, others)
     nearest = nearest_scans(generated, scans, extractor)
     add_nearest(part, nearest, settings)
     null = nearest_scans(scans.held_out, scans, extractor)
@@ -103,11 +118,14 @@ def add_scans(
 
 
 def add_fidelity(parts: Mapping[str, Part], codec_validation: Path, settings: Evaluate) -> None:
-    """Add PSNR, SSIM and MAE of the codec's validation, averaged over its test scans."""
+    """Add PSNR, SSIM, MAE and LPIPS of the codec's validation, averaged over its test scans; LPIPS may be unmeasured."""
     rows = json.loads(codec_validation.read_text(encoding="utf-8"))["rows"]
     for name, part in parts.items():
-        for metric, region in (("psnr", "brain_box"), ("ssim", "brain_box"), ("mae", "brain")):
-            part.add(metric, region, mean_estimate([row[metric] for row in rows if row["codec"] == name], settings))
+        for figure, (metric, region) in FIDELITY.items():
+            values = [row[figure] for row in rows if row["codec"] == name]
+            measured = None not in values
+            estimate = mean_estimate(values, settings) if measured else Estimate(None, None, None, len(values))
+            part.add(metric, region, estimate)
 
 
 def add_seconds(part: Part, timing: Path, settings: Evaluate) -> None:

@@ -1,4 +1,4 @@
-"""What evaluation keeps of each volume: features, a thumbnail and tissue volumes, from one pass over the files.
+"""What evaluation keeps of each volume: features, thumbnail, tissue volumes and spectrum, from one pass over the files.
 
 A volume is read, described and forgotten, so memory grows by some 70 kB per volume whatever its size.
 """
@@ -20,8 +20,11 @@ from tqdm import tqdm
 from neuromf.evaluation.features import Extractor, cached_features
 from neuromf.evaluation.memorisation import thumbnail
 from neuromf.evaluation.morphometry import TISSUES, tissue_volumes
+from neuromf.evaluation.spectrum import radial_energy
 from neuromf.tables import SPLITS, atomic_path, file_sha256
 from neuromf.volume import read_volume, voxel_sizes
+
+_ARRAYS = ("features", "thumbnails", "tissues", "spectra")  # of a ScanSet, in its order
 
 
 class EvaluationError(ValueError):
@@ -38,12 +41,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class ScanSet:
-    """Descriptions of N volumes: features (N, F), thumbnails (N, x, y, z), tissue volumes in ml (N, 5)."""
+    """Descriptions of N volumes: features (N, F), thumbnails (N, x, y, z), tissue volumes in ml (N, 5), energy by shell
+    of spatial frequencies (N, S)."""
 
     ids: tuple[str, ...]
     features: NDArray[np.floating]
     thumbnails: NDArray[np.floating]
     tissues: NDArray[np.floating]
+    spectra: NDArray[np.floating]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,7 +60,10 @@ class ScanSet:
 
 @dataclass(frozen=True)
 class Reference:
-    """The real scans of a release by split, the grid they lie on and the extractor that described them."""
+    """The real scans of a release by split, the grid they lie on and the extractor that described them.
+
+    Beside the splits, ``reconstruction`` holds held-out scans through the codec.
+    """
 
     splits: dict[str, ScanSet]
     grid: Grid
@@ -76,7 +84,7 @@ class Reference:
 def describe(scan_id: str, volume: NDArray[np.floating], grid: Grid, features: NDArray[np.floating]) -> ScanSet:
     """Return the description of one volume."""
     tissues = tissue_volumes(volume, grid.voxel_mm).as_array()
-    return ScanSet((scan_id,), features[None], thumbnail(volume)[None], tissues[None])
+    return ScanSet((scan_id,), features[None], thumbnail(volume)[None], tissues[None], radial_energy(volume)[None])
 
 
 def describe_files(files: Mapping[str, Path], extractor: Extractor, cache: Path, grid: Grid, *, label: str) -> ScanSet:
@@ -104,6 +112,7 @@ def join(sets: Iterable[ScanSet]) -> ScanSet:
         np.concatenate([part.features for part in parts]),
         np.concatenate([part.thumbnails for part in parts]),
         np.concatenate([part.tissues for part in parts]),
+        np.concatenate([part.spectra for part in parts]),
     )
 
 
@@ -142,7 +151,7 @@ def write_reference(path: Path, reference: Reference) -> None:
     """Write the descriptions of a release's real scans as safetensors."""
     tensors = {}
     for split, scans in reference.splits.items():
-        for name in ("features", "thumbnails", "tissues"):
+        for name in _ARRAYS:
             tensors[f"{split}/{name}"] = np.ascontiguousarray(getattr(scans, name))
     about = {
         "ids": {split: scans.ids for split, scans in reference.splits.items()},
@@ -168,9 +177,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
         if about["extractor_key"] != extractor.key:
             raise EvaluationError(f"{path} was made with another codec; evaluate the release's real scans again")
         splits = {
-            split: ScanSet(
-                tuple(ids), *(file.get_tensor(f"{split}/{name}") for name in ("features", "thumbnails", "tissues"))
-            )
+            split: ScanSet(tuple(ids), *(file.get_tensor(f"{split}/{name}") for name in _ARRAYS))
             for split, ids in about["ids"].items()
         }
     grid = Grid(tuple(about["shape"]), about["voxel_mm"])

@@ -35,20 +35,33 @@ COLUMNS = (
     Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
 )
 CODEC_COLUMNS = (
-    Column("psnr", "brain_box", "PSNR (dB)", 2, "↑"),
-    Column("ssim", "brain_box", "SSIM", 3, "↑"),
-    Column("mae", "brain", "Mean absolute error", 4, "↓"),
+    Column("psnr", "brain_box", "PSNR, box (dB)", 2, "↑"),
+    Column("ssim", "brain_box", "SSIM, box", 3, "↑"),
+    Column("psnr", "brain", "PSNR, brain (dB)", 2, "↑"),
+    Column("ssim", "brain", "SSIM, brain", 3, "↑"),
+    Column("mae", "brain", "MAE, brain", 4, "↓"),
+    Column("lpips", "sagittal", "LPIPS sagittal", 3, "↓"),
+    Column("lpips", "coronal", "LPIPS coronal", 3, "↓"),
+    Column("lpips", "axial", "LPIPS axial", 3, "↓"),
 )
+SPECTRUM_COLUMNS = (
+    Column("high_frequency_ratio", "volume", "High-frequency energy ρ", 4),
+    Column("high_frequency_to_real", "volume", "ρ over that of real scans", 2),
+    Column("high_frequency_to_reconstruction", "volume", "ρ over that of reconstructions", 2),
+)
+EVERY_COLUMN = COLUMNS + CODEC_COLUMNS + SPECTRUM_COLUMNS
 _SCALE = {"KID (codec) ×1000": 1000.0}
 _ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9}
 MISSING = "–"
 
 
-def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
+def metric_table(
+    metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS, *, real: str = "real train vs real test"
+) -> pd.DataFrame:
     """Return the table as text: run, seed, NFE, n and one cell ``value [low, high]`` per column.
 
-    ``metrics`` is the evaluation's tidy table. The references come first and noise last; the row of the real scans
-    holds the floor, real train against real test. Runs of which no column was measured are left out.
+    ``metrics`` is the evaluation's tidy table. The references come first and noise last; ``real`` is what the row of the
+    real scans is called: in distances it holds the floor. Runs of which no column was measured are left out.
     """
     rows = []
     keys = metrics[["run", "seed", "nfe"]].drop_duplicates()
@@ -60,7 +73,7 @@ def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> 
         found = [chosen[(chosen["metric"] == c.metric) & (chosen["region"] == c.region)] for c in columns]
         if all(cell.empty for cell in found):
             continue
-        name = "real train vs real test" if key.run == "real" else run_label(key.run)
+        name = real if key.run == "real" else run_label(key.run)
         count = next(int(cell.iloc[0]["n"]) for cell in found if len(cell))
         row = {"Run": name, "Seed": _whole(key.seed), "NFE": _whole(key.nfe), "n": str(count)}
         for column, cell in zip(columns, found, strict=True):
@@ -70,13 +83,13 @@ def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> 
 
 
 def write_csv(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the codec's columns included, as CSV."""
-    write_text(path, metric_table(metrics, COLUMNS + CODEC_COLUMNS).to_csv(index=False))
+    """Write the table, the codec's and the spectrum's columns included, as CSV."""
+    write_text(path, metric_table(metrics, EVERY_COLUMN).to_csv(index=False))
 
 
 def write_latex(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the codec's columns included, as a LaTeX tabular (needs no package)."""
-    table = metric_table(metrics, COLUMNS + CODEC_COLUMNS)
+    """Write the table, the codec's and the spectrum's columns included, as a LaTeX tabular (needs no package)."""
+    table = metric_table(metrics, EVERY_COLUMN)
     header = " & ".join(_latex(title) for title in table.columns)
     body = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table.itertuples(index=False)]
     columns = "l" + "r" * (len(table.columns) - 1)
@@ -138,6 +151,7 @@ _LATEX = {
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
     "–": "--",
+    "ρ": r"$\rho$",
 }
 
 

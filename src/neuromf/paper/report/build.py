@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from neuromf.paper import figures, mosaics, style, tables
+from neuromf.paper import codec, figures, latents, mosaics, spectrum, style, tables
 from neuromf.paper.report.quality import Quality, read_quality
 from neuromf.paper.report.summary import key_figures, sentences
 from neuromf.tables import SPLITS, atomic_path, file_sha256, read_release, write_text
@@ -62,6 +62,10 @@ class ReportInputs:
     metrics: Path  # metrics.parquet, metrics.json beside it
     scans: Path  # scans.parquet
     reconstructions: Path  # folder of <scan>_real.nii.gz and <scan>_reconstruction.nii.gz
+    codec_gate: Path  # codec_gate.tsv
+    codec_picture: Path  # of the worst scans, png
+    latents: Path  # latents.json
+    spectra: Path  # spectra.parquet
     samples: Sequence[SampleSet]
     training: Sequence[TrainingRun]
     config: Mapping[str, Any]  # resolved
@@ -111,15 +115,21 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "overview": _photograph(overview, "Real and generated brains", _overview_caption(main, unseen)),
         "counts": counts,
         "confidence": inputs.config["evaluate"]["confidence"],
+        "k0": inputs.config["evaluate"]["spectrum_k0"],
         "cohorts": sorted({row.cohort for row in release}),
         "quality": quality,
         "quality_figure": _quality_figure(quality),
         "mosaics": _mosaics(shown, real, rebuilt),
+        "gate": codec.gate_table(inputs.codec_gate),
+        "codec_table": tables.metric_table(metrics, tables.CODEC_COLUMNS),
+        "codec_picture": _codec_picture(inputs.codec_picture),
+        **_latents(inputs.latents),
         "training": _training(inputs.training),
         "progress": [picture for run in inputs.training for picture in _progress(run)],
         "metric_table": tables.metric_table(metrics),
-        "codec_table": tables.metric_table(metrics, tables.CODEC_COLUMNS),
         "metric_figures": _metric_figures(metrics),
+        "spectrum_figure": _spectrum(pd.read_parquet(inputs.spectra), inputs.config["evaluate"]["spectrum_k0"]),
+        "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS, real="real scans"),
         "volume_figures": _volume_figures(scans, main),
         "timings": _timings(metrics),
         "models": [_model(run) for run in inputs.training],
@@ -227,6 +237,33 @@ def _quality_figure(quality: Quality) -> Picture | None:
         return None
     return _plot(lambda: figures.distributions(quality.figures), "Distributions of preprocessing figures",
                  "What preprocessing measured on each scan.")  # fmt: skip
+
+
+def _codec_picture(path: Path) -> Picture:
+    uri = _uri("image/png", path.read_bytes())
+    return Picture(uri, uri, "The scans that the codec reproduces worst",
+                   "The held-out scans with the smallest SSIM inside the brain, the worst first: scan, reconstruction and"
+                   " their difference. Thin lines: the border of the brain and that of grey and white matter.")  # fmt: skip
+
+
+def _latents(path: Path) -> dict[str, Any]:
+    """Return the figure and the table of the training latents' distribution."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    caption = (
+        f"The {content['n']} training latents in units of their standard deviation, on a logarithmic scale, beside the noise"
+        " that the flow starts from; the peak is the background. Below: the channels' correlation, and the shares of"
+        " variance of the principal components over channels at one place and over whole latents of"
+        f" {content['scan_pca']['scans']} scans, which span {max(0, content['scan_pca']['scans'] - 1)} dimensions at most."
+    )
+    figure = _plot(lambda: latents.latents(content), "Distribution of the training latents", caption)
+    return {"latent_figure": figure, "latent_table": latents.latent_table(content)}
+
+
+def _spectrum(table: pd.DataFrame, k0: float) -> Picture:
+    return _plot(lambda: spectrum.spectra(table, k0=k0), "Power spectra",
+                 "Mean power at each spatial frequency, up to the grid's Nyquist frequency; bands over scans, dotted: k0."
+                 " Beside real scans, the reconstructions' line is what the codec loses; beside reconstructions, a run's"
+                 " line is what its generator loses on top.")  # fmt: skip
 
 
 def _training(runs: Sequence[TrainingRun]) -> Picture | None:
