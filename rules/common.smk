@@ -201,10 +201,11 @@ def training_devices(wildcards):
 
 def warm_start(wildcards):
     """The file a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
-    start = CONFIG.for_run(wildcards.run).train.warm_start
-    if start is None or start.split("/")[0] == "demo":
+    train = CONFIG.for_run(wildcards.run).train
+    if train.warm_start is None or train.from_shipped:
         return []
-    return start if start.endswith((".pt", ".safetensors")) else f"{start}/model.safetensors"
+    is_file = train.warm_start.endswith((".pt", ".safetensors"))
+    return train.warm_start if is_file else f"{train.warm_start}/model.safetensors"
 
 
 def sample_sets():

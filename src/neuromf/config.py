@@ -379,6 +379,11 @@ class Train(Section):
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
 
     @property
+    def from_shipped(self) -> bool:
+        """Whether the warm start came with NeuroMF: ``demo``, or a file of that model (demo/averages/online.safetensors)."""
+        return self.warm_start is not None and self.warm_start.split("/")[0] == "demo"
+
+    @property
     def from_nv_generate(self) -> bool:
         """Whether the warm start is a published file instead of one of our model folders."""
         return self.warm_start is not None and self.warm_start.endswith(".pt")
