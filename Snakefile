@@ -11,7 +11,9 @@
 #     latent_statistics.json                      of the train split
 #     runs/<run>/seed-<s>/                        model.safetensors, model.json, metrics.csv, val.csv, tensorboard/
 #     samples/<run>/seed-<s>/nfe-<k>/             generated latents and NIfTI volumes
-#     evaluation/                                 codec.json, metrics.parquet, metrics.json, scans.parquet
+#     evaluation/                                 codec.json, codec_gate.tsv, codec_worst/, latents.json: before training;
+#                                                 metrics.parquet, metrics.json, scans.parquet, spectra.parquet: after it
+#     paper/                                      codec_worst.png, latents.png, spectrum.png
 #     report/index.html                           the page to look at
 #   results/experiments/torus/                   the method on data that is understood: snakemake torus
 #   logs/, benchmarks/ under results/             one file per job
@@ -48,6 +50,8 @@ rule all:
     default_target: True
     input:
         f"{RELEASE_FOLDER}/report/index.html",
+        f"{RELEASE_FOLDER}/paper/latents.png",
+        f"{RELEASE_FOLDER}/paper/spectrum.png",
 
 
 rule preprocess:

@@ -1,4 +1,5 @@
-"""A codec on preprocessed volumes, beside the linear codec of the same rate: PSNR, SSIM and MAE of each set of scans.
+"""A codec on preprocessed volumes, beside the linear codec of the same rate: PSNR and SSIM (in the brain's box and over
+its voxels), MAE and, where its weights are, LPIPS of each set of scans.
 
     python benchmarks/codec.py --codec demo --train FOLDER --test phantoms=FOLDER --test ds002748=FOLDER --json out.json
 
@@ -14,10 +15,22 @@ from pathlib import Path
 
 from neuromf.codec.maisi import load_codec
 from neuromf.codec.model_card import write_model_card
-from neuromf.codec.validate import METRICS, validate_codec
+from neuromf.codec.perceptual import SliceLpips
+from neuromf.codec.validate import validate_codec
 from neuromf.codec.weights import weights_path
 from neuromf.config import Codec
 from neuromf.tables import write_json
+
+COLUMNS = (  # title, figure, width, digits
+    ("PSNR dB", "psnr", 9, 2),
+    ("SSIM", "ssim", 8, 3),
+    ("MAE", "mae", 9, 4),
+    ("brain: PSNR", "psnr_brain", 13, 2),
+    ("SSIM", "ssim_brain", 8, 3),
+    ("LPIPS sag.", "lpips_sagittal", 12, 3),
+    ("cor.", "lpips_coronal", 7, 3),
+    ("ax.", "lpips_axial", 7, 3),
+)
 
 
 def volumes(folder: str) -> list[Path]:
@@ -34,6 +47,7 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="folder of volumes that the linear codec is fitted on")
     parser.add_argument("--test", required=True, action="append", metavar="NAME=FOLDER")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--weights-dir", help="folder of LPIPS's weights; default NEUROMF_WEIGHTS")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--card", action="store_true", help="write MODEL_CARD.md beside the weights")
     parser.add_argument("--purpose", default="", help="prose of the card")
@@ -43,19 +57,26 @@ def main() -> None:
     settings = Codec(weights=arguments.codec)
     codec, train = load_codec(settings, device=arguments.device), volumes(arguments.train)
     tests = dict(test.split("=", 1) for test in arguments.test)
+    lpips = SliceLpips.load_if_there(arguments.weights_dir)
     with tempfile.TemporaryDirectory() as scratch:
         files = {name: Path(scratch) / f"{name}.json" for name in tests}
-        results = {name: validate_codec(codec, train, volumes(tests[name]), file) for name, file in files.items()}
+        results = {
+            name: validate_codec(codec, train, volumes(tests[name]), file, lpips=lpips) for name, file in files.items()
+        }
         if arguments.card:
             folder = weights_path(settings).parent
             prose = {"purpose": arguments.purpose, "data": arguments.data, "limits": arguments.limits}
             write_model_card(folder, files, **prose)
-    print(f"{'scans':<16}{'n':>4}  {'codec':<12}{'PSNR dB':>9}{'SSIM':>8}{'MAE':>9}{'latent σ':>10}")
+    head = "".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS)
+    print(f"{'scans':<16}{'n':>4}  {'codec':<12}{head}{'latent σ':>10}")
     for name, result in results.items():
         for kind, mean in [*result["mean"].items(), ("difference", result["difference"])]:
-            psnr, ssim, mae = (mean[metric] for metric in METRICS)
+            cells = [
+                f"{'–':>{width}}" if mean[figure] is None else f"{mean[figure]:>{width}.{digits}f}"
+                for _, figure, width, digits in COLUMNS
+            ]
             sigma = f"{result['latent_std']:>10.3f}" if kind == "vae" else ""
-            print(f"{name:<16}{result['n_test']:>4}  {kind:<12}{psnr:>9.2f}{ssim:>8.3f}{mae:>9.4f}{sigma}")
+            print(f"{name:<16}{result['n_test']:>4}  {kind:<12}{''.join(cells)}{sigma}")
     if arguments.json:
         write_json(arguments.json, results)
 

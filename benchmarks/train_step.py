@@ -3,8 +3,10 @@
     python benchmarks/train_step.py --json train_step.json
 
 The straightforward form is what a first implementation does: `torch.func.jvp` that carries the graph on every row, and a
-separate forward pass for the velocity. Times are medians of interleaved repetitions. Memory is what one step takes beyond
-weights and batch: on a GPU the allocator's peak, on a CPU the growth of a fresh process's resident memory.
+separate forward pass for the velocity. With --compile, --checkpointing or --channels-last rectified flow and ours are
+measured a second time with that, in turn with the plain ones. Times are medians of interleaved repetitions. Memory is
+what one step takes beyond weights and batch: on a GPU the allocator's peak, on a CPU the growth of a fresh process's
+resident memory (that of compiled steps is not taken there, since the compiler's own would hide it).
 """
 
 from __future__ import annotations
@@ -43,18 +45,28 @@ STEPS = {  # name: settings of the objective and share of rows with r = t
     "ours": ({}, 0.5),
     "ours, FM term where r = t": ({"fm_rows": "r_equals_t"}, 0.5),
     "ours, FM term where r = t, quarter r < t": ({"fm_rows": "r_equals_t"}, 0.75),
+    "ours, a head for the velocity": ({"v_head": True}, 0.5),
     "straightforward": (None, 0.5),
 }
+WAYS = ("plain", "compile", "checkpointing", "channels_last")  # of running them; all but the first are asked for
+TWICE = ("rectified flow", "ours")  # the steps that are measured in other ways too
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def make_network(name: str, device: torch.device) -> MeanFlowUNet:
+def make_network(name: str, device: torch.device, way: str = "plain") -> MeanFlowUNet:
     """A UNet without zero weights: MONAI's own start would let whole branches be skipped."""
     torch.manual_seed(0)
-    network = MeanFlowUNet(NETWORKS[name])
+    network = MeanFlowUNet(NETWORKS[name], v_head=True)  # steps that do not use the head pay nothing for it
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-    return network.to(device)
+    network.to(device)
+    if way == "channels_last":
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if way == "checkpointing":
+        network.recompute_activations()
+    if way == "compile":
+        network.compile_passes()
+    return network
 
 
 def make_batch(rows: int, side: int, equal: float, device: torch.device) -> Batch:
@@ -98,36 +110,43 @@ def make_step(name: str, network: MeanFlowUNet, rows: int, side: int, precision:
     return step
 
 
-def seconds(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each step; the repetitions take turns, so a slow minute hits all alike."""
+def seconds(
+    steps: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return each step's median seconds and those of its first call, which warms up or compiles.
+
+    The repetitions take turns, so a slow minute hits all alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         for name, step in steps.items():
-            started = time.perf_counter()
+            started = clock()
             step()
-            if repeat:  # the first warms up
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(clock() - started)
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    return medians, {name: values[0] for name, values in times.items()}
 
 
-def peak_memory(name: str, arguments: argparse.Namespace, device: torch.device) -> float:
+def peak_memory(name: str, way: str, arguments: argparse.Namespace, device: torch.device) -> float | None:
     """Return the bytes that one step takes, of a second one after a warm-up of the optimiser's state."""
     if device.type == "cuda":
-        network = make_network(arguments.network, device)
+        network = make_network(arguments.network, device, way)
         step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
         step()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
+    if way == "compile":
+        return None
     given = [f"--{key}={getattr(arguments, key)}" for key in ("network", "rows", "side", "precision", "threads")]
-    command = [sys.executable, __file__, "--memory-of", name, "--device", "cpu", *given]
+    command = [sys.executable, __file__, "--memory-of", name, way, "--device", "cpu", *given]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def memory_here(name: str, arguments: argparse.Namespace) -> float:
+def memory_here(name: str, way: str, arguments: argparse.Namespace) -> float:
     """Return the growth of this process's peak resident memory by one step, in bytes."""
-    network = make_network(arguments.network, torch.device("cpu"))
+    network = make_network(arguments.network, torch.device("cpu"), way)
     make_step(name, network, 4, 8, arguments.precision)()  # loads libraries and makes the optimiser's state
     step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
@@ -152,27 +171,41 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count the process's own seconds: for a CPU shared with others"
+    )
+    for way in WAYS[1:]:
+        parser.add_argument(f"--{way.replace('_', '-')}", action="store_true", help="measure this way of running too")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        print(memory_here(arguments.memory_of, arguments))
+        print(memory_here(*arguments.memory_of, arguments))
         return
     device = choose_device(arguments.device)
-    network = make_network(arguments.network, device)
-    steps = {name: make_step(name, network, arguments.rows, arguments.side, arguments.precision) for name in STEPS}
-    times = seconds(steps, arguments.repeats)
-    memory = {name: peak_memory(name, arguments, device) for name in STEPS}
+    ways = ["plain", *(way for way in WAYS[1:] if getattr(arguments, way))]
+    networks = {way: make_network(arguments.network, device, way) for way in ways}
+    whats = {
+        name if way == "plain" else f"{name}, {way}": (name, way)
+        for way in ways
+        for name in (STEPS if way == "plain" else TWICE)
+    }
+    given = (arguments.rows, arguments.side, arguments.precision)
+    steps = {what: make_step(name, networks[way], *given) for what, (name, way) in whats.items()}
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    times, firsts = seconds(steps, arguments.repeats, clock)
+    memory = {what: peak_memory(name, way, arguments, device) for what, (name, way) in whats.items()}
     base = "rectified flow"
     rows: list[dict[str, Any]] = [
         {
             "step": name,
             "seconds": round(times[name], 4),
             "times rectified flow": round(times[name] / times[base], 2),
-            "MiB": round(memory[name] / 2**20),
-            "memory, times rectified flow": round(memory[name] / memory[base], 2),
+            "first call, s": round(firsts[name], 2),
+            "MiB": memory[name] and round(memory[name] / 2**20, 1),
+            "memory, times rectified flow": memory[name] and round(memory[name] / memory[base], 2),
         }
-        for name in STEPS
+        for name in steps
     ]
     print("\t".join(rows[0]))
     for row in rows:
@@ -182,7 +215,7 @@ def main() -> None:
         about = {"device": str(device), "torch": torch.__version__} | {
             k: v
             for k, v in vars(arguments).items()
-            if k in ("network", "rows", "side", "precision", "threads", "repeats")
+            if k in ("network", "rows", "side", "precision", "threads", "repeats", "processor_time")
         }
         write_json(arguments.json, {"about": about, "rows": rows})
 

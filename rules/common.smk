@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neuromf import config as configuration
 from neuromf import tables
-from neuromf.codec.weights import codec_identity
+from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.lock import remove_stale_locks
 from neuromf.provenance import code_hash
 
@@ -25,6 +25,7 @@ CONFORMED = MANIFEST.replace("{stage}", "conform")
 ENCODED = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv"
 LATENTS = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors"
 CPU_JOB = {"mem_mb": 4000, "runtime": "2h"}
+INTERVALS = CONFIG.evaluate.model_dump(mode="json", include={"bootstrap", "confidence", "seed"})
 NETWORK_JOB = {"mem_mb": 6000, "runtime": "2h", "gpu": 0 if CONFIG.device == "cpu" else 1}
 
 
@@ -105,16 +106,21 @@ def stamp(rule, wildcards=""):
     return f"{RELEASE_FOLDER}/.made_from/{'-'.join([rule, *map(str, wildcards)])}"
 
 
+def settled(names, rule, wildcards, upstream):
+    """The files, ancient() while the stamp says that nothing which decides the job's result has changed."""
+    made_from = Path(stamp(rule, wildcards))
+    unchanged = made_from.is_file() and made_from.read_text() == upstream
+    return [ancient(name) for name in names] if unchanged else names
+
+
 def released(pattern, rule, upstream):
-    """Input function: the files of the release's shards, for a rule that carries `upstream`."""
+    """Input function: the files of the release's shards, for a rule that carries `upstream`, a hash or its function."""
 
     def files(wildcards):
         names = [
             pattern.format(cohort=c, shard=s, codec=CONFIG.codec.name) for c in COHORTS for s in released_shards(c)
         ]
-        made_from = Path(stamp(rule, wildcards))
-        unchanged = made_from.is_file() and made_from.read_text() == upstream
-        return [ancient(name) for name in names] if unchanged else names
+        return settled(names, rule, wildcards, upstream(wildcards) if callable(upstream) else upstream)
 
     return files
 
@@ -140,6 +146,7 @@ CODE = {
     "train_codec": code_hash("neuromf.codec.train:train_codec"),
     "encode": code_hash("neuromf.latents.encode:encode_shard"),
     "statistics": code_hash("neuromf.latents.statistics:compute_statistics"),
+    "train": code_hash("neuromf.training.run:train_run"),
 }
 PREPROCESSED_BY = tables.content_hash(
     [
@@ -170,18 +177,35 @@ def training_config(wildcards):
     return {key: settings[key] for key in ("preprocess", "codec", "flow", "network", "train")}
 
 
+def trained_by(wildcards):
+    """Hash of all that decides a run's weights. The gate is upstream of every training and runs again with its thresholds:
+    were this the latents' hash alone, a setting of `train` edited in the same call would wait for the next one."""
+    return tables.content_hash([ENCODED_BY, training_config(wildcards), CODE["train"]])
+
+
+def passed_gate(wildcards):
+    """The codec gate's table: before a training, and no reason to train again."""
+    return settled([f"{RELEASE_FOLDER}/evaluation/codec_gate.tsv"], "train", wildcards, trained_by(wildcards))
+
+
 def training_limits(wildcards):
     """The run's settings that change no weight, as JSON: what may change without training again is a resource."""
     train = CONFIG.for_run(wildcards.run).train.model_dump(mode="json", include=set(configuration.NO_RESULT))
     return json.dumps(train)
 
 
+def training_devices(wildcards):
+    """Processes of the run's training."""
+    return CONFIG.for_run(wildcards.run).train.devices
+
+
 def warm_start(wildcards):
     """The file a run starts from, where it is one of this workflow's or the user's own; the shipped ones are no inputs."""
     train = CONFIG.for_run(wildcards.run).train
-    if train.warm_start in (None, "demo"):
+    if train.warm_start is None or train.from_shipped:
         return []
-    return train.warm_start if train.from_nv_generate else f"{train.warm_start}/model.safetensors"
+    is_file = train.warm_start.endswith((".pt", ".safetensors"))
+    return train.warm_start if is_file else f"{train.warm_start}/model.safetensors"
 
 
 def sample_sets():

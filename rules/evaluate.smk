@@ -5,6 +5,11 @@ from neuromf.evaluation.extractors.published import require_weights
 require_weights(CONFIG.evaluate.extractors, Path(weights_folder()) if weights_folder() else None)
 EVALUATION = f"{RELEASE_FOLDER}/evaluation"
 EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json")
+PARTS = [
+    f"{EVALUATION}/parts/reference.json",
+    f"{EVALUATION}/parts/noise.json",
+    *(f"{EVALUATION}/parts/{run}_seed-{seed}_nfe-{nfe}.json" for run, seed, nfe in sample_sets()),
+]
 
 
 rule evaluate_reference:
@@ -101,9 +106,7 @@ rule evaluate_noise:
 
 rule metrics:
     input:
-        f"{EVALUATION}/parts/reference.json",
-        f"{EVALUATION}/parts/noise.json",
-        [f"{EVALUATION}/parts/{run}_seed-{seed}_nfe-{nfe}.json" for run, seed, nfe in sample_sets()],
+        PARTS,
     output:
         metrics=f"{EVALUATION}/metrics.parquet",
         readable=report(
@@ -124,3 +127,22 @@ rule metrics:
         code=code_hash("neuromf.evaluation.evaluate:merge_metrics"),
     script:
         "../workflow_scripts/metrics.py"
+
+
+rule spectra:
+    input:
+        PARTS,
+    output:
+        f"{EVALUATION}/spectra.parquet",
+    log:
+        f"results/logs/spectra/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/spectra/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.evaluation.spectrum:merge_spectra"),
+    script:
+        "../workflow_scripts/spectra.py"

@@ -22,7 +22,7 @@ rule torus_experiment:
     resources:
         **CPU_JOB,
     params:
-        updates=10_000,
+        updates=5000,
         seed=0,
         code=code_hash("neuromf.training.toy:torus_experiment"),
     script:

@@ -1,4 +1,4 @@
-# Latents: the codec (one's own, where asked for), encoding of every shard, statistics of a release.
+# Latents: the codec (one's own, where asked for), encoding of every shard, statistics of a release, the codec's gate.
 
 
 rule train_codec:
@@ -81,13 +81,40 @@ rule latent_statistics:
         "../workflow_scripts/latent_statistics.py"
 
 
+rule latent_distribution:
+    input:
+        latents=released(LATENTS, "latent_distribution", ENCODED_BY),
+        manifests=released(ENCODED, "latent_distribution", ENCODED_BY),
+        statistics=f"{RELEASE_FOLDER}/latent_statistics.json",
+        failed=quality_gates,
+    output:
+        f"{RELEASE_FOLDER}/evaluation/latents.json",
+    log:
+        f"results/logs/latent_distribution/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/latent_distribution/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+        stamp=stamp("latent_distribution"),
+    params:
+        release=RELEASE_TABLE,
+        settings=INTERVALS,
+        upstream=ENCODED_BY,
+        code=code_hash("neuromf.evaluation.latents:describe_latents"),
+    script:
+        "../workflow_scripts/latent_distribution.py"
+
+
 rule validate_codec:
     input:
         manifests=released(CONFORMED, "validate_codec", PREPROCESSED_BY),
         codec=trained_codec,
         failed=quality_gates,
     output:
-        f"{RELEASE_FOLDER}/evaluation/codec.json",
+        figures=f"{RELEASE_FOLDER}/evaluation/codec.json",
+        worst=directory(f"{RELEASE_FOLDER}/evaluation/codec_worst"),
     log:
         f"results/logs/validate_codec/{CONFIG.release}.log",
     benchmark:
@@ -103,7 +130,33 @@ rule validate_codec:
     params:
         release=RELEASE_TABLE,
         codec=CODEC_SETTINGS,
+        lpips=perceptual_identity(weights_folder() or None),
         upstream=PREPROCESSED_BY,
         code=code_hash("neuromf.codec.validate:validate_codec"),
     script:
         "../workflow_scripts/validate_codec.py"
+
+
+rule codec_gate:
+    input:
+        f"{RELEASE_FOLDER}/evaluation/codec.json",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/evaluation/codec_gate.tsv",
+            caption="../src/neuromf/paper/report/captions/codec_gate.rst",
+            category="Codec",
+        ),
+    log:
+        f"results/logs/codec_gate/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/codec_gate/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        gate=CONFIG.codec_gate.model_dump(mode="json"),
+        settings=INTERVALS,
+        code=code_hash("neuromf.evaluation.codec_gate:check_codec"),
+    script:
+        "../workflow_scripts/codec_gate.py"

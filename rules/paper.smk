@@ -1,4 +1,75 @@
-# The report: one page, and the picture of the README.
+# Pictures of their own, and the report: one page, and the picture of the README.
+
+
+rule codec_picture:
+    input:
+        validation=f"{EVALUATION}/codec.json",
+        worst=f"{EVALUATION}/codec_worst",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/codec_worst.png",
+            caption="../src/neuromf/paper/report/captions/codec_worst.rst",
+            category="Codec",
+        ),
+    log:
+        f"results/logs/codec_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/codec_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.paper.codec:draw_worst"),
+    script:
+        "../workflow_scripts/codec_picture.py"
+
+
+rule latent_picture:
+    input:
+        f"{EVALUATION}/latents.json",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/latents.png",
+            caption="../src/neuromf/paper/report/captions/latents.rst",
+            category="Codec",
+        ),
+    log:
+        f"results/logs/latent_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/latent_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.paper.latents:draw_latents"),
+    script:
+        "../workflow_scripts/latent_picture.py"
+
+
+rule spectrum_picture:
+    input:
+        f"{EVALUATION}/spectra.parquet",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/spectrum.png",
+            caption="../src/neuromf/paper/report/captions/spectrum.rst",
+            category="Evaluation",
+        ),
+    log:
+        f"results/logs/spectrum_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/spectrum_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        k0=CONFIG.evaluate.spectrum_k0,
+        code=code_hash("neuromf.paper.spectrum:draw_spectra"),
+    script:
+        "../workflow_scripts/spectrum_picture.py"
 
 
 rule report:
@@ -8,6 +79,10 @@ rule report:
         metrics=f"{EVALUATION}/metrics.parquet",
         scans=f"{EVALUATION}/scans.parquet",
         reconstructions=f"{EVALUATION}/reconstructions",
+        codec_gate=f"{EVALUATION}/codec_gate.tsv",
+        codec_picture=f"{RELEASE_FOLDER}/paper/codec_worst.png",
+        latents=f"{EVALUATION}/latents.json",
+        spectra=f"{EVALUATION}/spectra.parquet",
         samples=[
             f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv"
             for run, seed, nfe in sample_sets()

@@ -4,9 +4,11 @@
 rule train:
     input:
         warm_start=warm_start,
+        gate=passed_gate,
         statistics=f"{RELEASE_FOLDER}/latent_statistics.json",
-        latents=released(LATENTS, "train", ENCODED_BY),
-        manifests=released(ENCODED, "train", ENCODED_BY),
+        latents=released(LATENTS, "train", trained_by),
+        manifests=released(ENCODED, "train", trained_by),
+        codec=trained_codec,
     output:
         weights=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/model.safetensors",
         about=f"{RELEASE_FOLDER}/runs/{{run}}/seed-{{seed}}/model.json",
@@ -29,15 +31,17 @@ rule train:
         attempt=lambda wildcards, attempt: attempt,
         limits=training_limits,
         stamp=lambda wildcards: stamp("train", wildcards),
-        mem_mb=8000,
+        mem_mb=lambda wildcards: 8000 * training_devices(wildcards),
         runtime="2d",
-        gpu=NETWORK_JOB["gpu"],
+        gpu=lambda wildcards: NETWORK_JOB["gpu"] * training_devices(wildcards),
         device=CONFIG.device,
+        weights_dir=weights_folder(),
         checkpoints=lambda wildcards: f"{RELEASE_FOLDER}/checkpoints/{wildcards.run}-{wildcards.seed}",
     params:
         release=RELEASE_TABLE,
         config=training_config,
-        upstream=ENCODED_BY,
-        code=code_hash("neuromf.training.run:train_run"),
+        codec=CODEC_SETTINGS,
+        upstream=trained_by,
+        code=CODE["train"],
     script:
         "../workflow_scripts/train.py"

@@ -20,6 +20,10 @@ with logged(snakemake):
         metrics=Path(snakemake.input.metrics),
         scans=Path(snakemake.input.scans),
         reconstructions=Path(snakemake.input.reconstructions),
+        codec_gate=Path(snakemake.input.codec_gate),
+        codec_picture=Path(snakemake.input.codec_picture),
+        latents=Path(snakemake.input.latents),
+        spectra=Path(snakemake.input.spectra),
         samples=[
             SampleSet(run, seed, nfe, release_folder / f"samples/{run}/seed-{seed}/nfe-{nfe}")
             for run, seed, nfe in params.sample_sets

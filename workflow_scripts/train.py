@@ -1,13 +1,24 @@
+import functools
 import json
 from pathlib import Path
 
-from job import latent_stores, logged
+from job import codec_of, latent_stores, logged
 
 with logged(snakemake):
     from neuromf import config, tables
     from neuromf.device import choose_device
     from neuromf.latents.statistics import LatentStatistics
+    from neuromf.paper import mosaics, style
     from neuromf.training.run import train_run
+
+    @functools.cache
+    def codec():
+        return codec_of(snakemake)  # loaded for the first picture
+
+    def picture(latents):
+        volumes = [codec().decode(z[None])[0, 0].clamp(0, 1).cpu().numpy() for z in latents]
+        rows = [mosaics.Row("one step" if n == 0 else "", volumes[n : n + 2]) for n in range(0, len(volumes), 2)]
+        return style.as_png(mosaics.mosaic(rows), dpi=100)
 
     params, resources = snakemake.params, snakemake.resources
     release = Path(params.release)
@@ -26,4 +37,5 @@ with logged(snakemake):
         checkpoint_folder=Path(resources.checkpoints),
         code=params.code,
         retry=resources.attempt > 1,
+        picture=picture,
     )

@@ -8,6 +8,7 @@ and ``config/README.md`` are generated from this file (``neuromf.config_referenc
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -172,6 +173,15 @@ class CodecTraining(Section):
     seed: int = setting(0, "Seed of weights, crops and posterior noise", ge=0)
 
 
+class CodecGate(Section):
+    """What a codec must reach on held-out scans before a flow is trained on its latents (means over scans)."""
+
+    ssim: float = setting(0.90, "Smallest SSIM inside the brain", ge=0, le=1)
+    psnr_db: float = setting(30.0, "Smallest PSNR inside the brain", unit="dB", ge=0)
+    lpips: float = setting(0.10, "Largest LPIPS in each plane; warns where LPIPS's weights are not there", ge=0)
+    action: Literal["stop", "warn"] = setting("stop", "What a codec that misses a threshold does to training")
+
+
 # --- flow and network -----------------------------------------------------------------------------------------------
 
 
@@ -320,7 +330,10 @@ class Train(Section):
     """Training of the flow."""
 
     updates: int = setting(100_000, "Optimiser updates", ge=1)
-    batch_size: int = setting(16, "Latents per update", ge=1)
+    batch_size: int = setting(16, "Latents per update, of all devices together", ge=1)
+    devices: int = setting(
+        1, "Processes that share each batch, one GPU each; changes a result by rounding only and causes no re-run", ge=1
+    )
     learning_rate: float = setting(1e-4, "Peak learning rate of AdamW", gt=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "Learning rate after the warm-up")
     warmup_updates: int = setting(1000, "Linear warm-up", ge=0)
@@ -335,9 +348,16 @@ class Train(Section):
     augmentation: Augmentation = section(Augmentation, "Random changes of the latents")
     loss_mask: LossMask = section(LossMask, "The loss on a random part of the volume")
     precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
+    checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: less memory, a third to a half more time, the same weights"
+    )
+    compile: bool = setting(
+        False, "Compile the network's passes with torch.compile, which takes minutes at the start; rounding changes"
+    )
     warm_start: str | None = setting(
         None,
-        "Model folder to start from, or NV-Generate's MR UNet (.pt); `demo` for the shipped one; null: random weights",
+        "Model folder to start from, one of its averages/*.safetensors, or NV-Generate's MR UNet (.pt); `demo` for the"
+        " shipped one; null: random weights",
     )
     normalise: Literal["channel", "warm_start"] = setting(
         "channel", "Latents are normalised per channel by the train split's statistics, or as the warm start's were"
@@ -353,7 +373,15 @@ class Train(Section):
     )
     keep_checkpoints: int = setting(2, "Checkpoints kept, the newest", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
+    samples_every: int | None = setting(
+        5000, "Updates between pictures of one-step samples, in the run's folder `progress`; null: none", ge=1
+    )
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
+
+    @property
+    def from_shipped(self) -> bool:
+        """Whether the warm start came with NeuroMF: ``demo``, or a file of that model (demo/averages/online.safetensors)."""
+        return self.warm_start is not None and self.warm_start.split("/")[0] == "demo"
 
     @property
     def from_nv_generate(self) -> bool:
@@ -368,7 +396,16 @@ class Train(Section):
 
 
 # Settings of `train` that change no weight
-NO_RESULT = ("seeds", "log_every", "checkpoint_every", "keep_checkpoints", "max_hours")
+NO_RESULT = (
+    "seeds",
+    "devices",
+    "checkpointing",
+    "log_every",
+    "samples_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_hours",
+)
 
 
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------
@@ -396,6 +433,12 @@ class Evaluate(Section):
         "Networks whose features are compared; all but `codec`, which the report needs, have published weights"
         " (docs/evaluation.md)",
     )
+    spectrum_k0: float = setting(
+        0.25,
+        "Spatial frequency above which energy counts as high, as a share of the grid's Nyquist frequency",
+        gt=0,
+        lt=1,
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Evaluate:
@@ -419,6 +462,7 @@ class Config(Section):
     preprocess: Preprocess = section(Preprocess, "Raw scan to network input")
     codec: Codec = section(Codec, "The frozen VAE")
     codec_training: CodecTraining = section(CodecTraining, "Training one's own VAE")
+    codec_gate: CodecGate = section(CodecGate, "What a codec must reach before a flow is trained")
     flow: Flow = section(Flow, "Objective")
     network: Network = section(Network, "MAISI UNet")
     train: Train = section(Train, "Training of the flow")
@@ -444,6 +488,7 @@ class Config(Section):
                 " scales its latents; set flow.prediction: u, network.time_embedding: maisi and train.normalise:"
                 f" warm_start (here {', '.join(found)})"
             )
+        self._check_devices()
         latent, train = [side // 4 for side in self.preprocess.conform.shape], self.train
         if train.augmentation.rotate_axial and latent[0] != latent[1]:
             raise ValueError(
@@ -456,6 +501,19 @@ class Config(Section):
                 f" at most {min(latent) // 2}"
             )
         return self
+
+    def _check_devices(self) -> None:
+        """Refuse batches whose rows with r < t and with r = t cannot be dealt evenly."""
+        batch, devices = self.train.batch_size, self.train.devices
+        equal = math.floor(batch * self.flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
+        parts = {"latents": batch}
+        if self.flow.variant != "rectified_flow":
+            parts |= {"rows with r < t": batch - equal, "rows with r = t": equal}
+        if uneven := [f"{count} {what}" for what, count in parts.items() if count % devices]:
+            raise ValueError(
+                f"train.devices = {devices}: a batch has {' and '.join(uneven)}, which cannot be dealt evenly; change"
+                " train.batch_size or flow.times.r_equals_t"
+            )
 
     def for_run(self, run: str) -> Config:
         """Return the configuration of one run: this one with the run's overrides.

@@ -104,3 +104,23 @@ def test_segment_labels_each_voxel(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = segment(network, nib.Nifti1Image(data, np.eye(4)))
     assert labels.get_data_dtype() == np.uint8
     assert np.asarray(labels.dataobj).sum() == 4**3
+
+
+def test_head_box_changes_no_label_near_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meshnet, "SIDE", 48)
+    torch.manual_seed(0)
+    network = MeshNet(meshnet.Published("", 0, "", (1, 2, 1), 6, 4, normalised=False, scaling="range"))
+    data = np.zeros((48, 48, 48), np.float32)
+    data[14:36, 10:30, 20:40] = np.random.default_rng(0).random((22, 20, 20)) + 0.5
+    cropped = np.asarray(segment(network, nib.Nifti1Image(data, np.eye(4))).dataobj)
+    monkeypatch.setattr(meshnet, "_head_box", lambda volume: (slice(None),) * 3)
+    whole = np.asarray(segment(network, nib.Nifti1Image(data, np.eye(4))).dataobj)
+    head = np.asarray(conform_256(nib.Nifti1Image(data, np.eye(4))).dataobj) > 0.2
+    assert len(np.unique(whole)) > 1 and np.array_equal(cropped[head], whole[head])
+
+
+def test_head_box_has_a_margin_and_an_empty_volume_is_looked_at_whole() -> None:
+    volume = np.zeros((40, 40, 40), np.float32)
+    assert meshnet._head_box(volume) == (slice(0, 48),) * 3
+    volume[3, 20:25, 39] = 1
+    assert meshnet._head_box(volume) == (slice(0, 12), slice(12, 33), slice(31, 48))

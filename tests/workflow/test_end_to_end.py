@@ -121,6 +121,10 @@ def test_models_and_samples_are_there(project):
         assert about["release"]["name"] == "first"
         assert list((release / f"checkpoints/{run}-0").iterdir()), "each run has a checkpoint folder of its own"
         assert (release / f"runs/{run}/seed-0/model.safetensors").stat().st_size > 0
+        assert sorted(path.name for path in (release / f"runs/{run}/seed-0/progress").iterdir()) == [
+            "update-000002.png",
+            "update-000004.png",
+        ]
         for nfe in settings["sample"]["nfe"]:
             samples = sorted((release / f"samples/{run}/seed-0/nfe-{nfe}").glob("sub-*_T1w.nii.gz"))
             assert len(samples) == 4
@@ -161,6 +165,13 @@ def test_what_changes_re_runs_what_depends_on_it_and_nothing_else(project):
         project.configure(**settings, train={"learning_rate": 0.01})
         planned = project.planned()
         assert planned["train"] == 2 and "encode" not in planned and "latent_statistics" not in planned
+        gate = {"action": "warn", "ssim": 0.5}
+        project.configure(**settings, codec_gate=gate)
+        planned = project.planned()
+        assert planned["codec_gate"] == 1
+        assert not {"train", "validate_codec", "sample", "evaluate_samples"} & set(planned)
+        project.configure(**settings, codec_gate=gate, train={"learning_rate": 0.01})
+        assert project.planned()["train"] == 2, "a setting of the training that is edited together with the gate"
     finally:
         project.configure(**settings)
 
@@ -176,6 +187,34 @@ def test_too_many_failures_stop_the_run(project):
     finally:
         project.configure(**settings, max_failed_fraction=0.5)
         project.snakemake("--until", "check_failures")
+
+
+def test_a_codec_that_misses_its_thresholds_stops_the_run_with_a_table(project):
+    settings = {"preset": "smoke", "release": "first", "runs": RUNS, "max_failed_fraction": 0.5}
+    models = sorted((project.folder / "results/releases/first/runs").rglob("model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in models]
+    try:
+        project.configure(**settings, codec_gate={"action": "stop"})
+        done = project.snakemake(check=False)
+        assert done.returncode == 1
+        assert "No flow is trained" in done.stderr and "psnr_brain" in done.stderr and "failed" in done.stderr
+        assert [path.stat().st_mtime_ns for path in models] == before
+    finally:
+        project.configure(**settings)
+        project.snakemake()
+    table = (project.folder / "results/releases/first/evaluation/codec_gate.tsv").read_text()
+    assert "failed" in table and "not measured" in table
+
+
+def test_what_stands_before_training_is_pictured(project):
+    release = project.folder / "results/releases/first"
+    for name in ("codec_worst", "latents", "spectrum"):
+        assert (release / f"paper/{name}.png").read_bytes().startswith(b"\x89PNG")
+    latents = json.loads((release / "evaluation/latents.json").read_text())
+    statistics = json.loads((release / "latent_statistics.json").read_text())
+    assert latents["n"] == statistics["n"] > 0 and len(latents["density"]) == len(statistics["mean"])
+    spectra = pd.read_parquet(release / "evaluation/spectra.parquet")
+    assert {"real", "reconstruction", "noise", "meanflow", "rectified_flow"} == set(spectra["run"])
 
 
 def test_snakemakes_own_report(project):

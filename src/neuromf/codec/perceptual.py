@@ -1,4 +1,5 @@
-"""LPIPS on slices of volumes, as the VAE's optional perceptual term: SqueezeNet 1.1 features from published files.
+"""LPIPS on slices of volumes, as the VAE's optional perceptual term and as a figure of reconstructions: SqueezeNet 1.1
+features from published files.
 
 Zhang et al. 2018: the features of two images at seven depths of the network are normalised to unit length per pixel,
 their squared difference is weighted per channel by the learnt linear heads, averaged over space and summed over depths.
@@ -6,7 +7,7 @@ their squared difference is weighted per channel by the learnt linear heads, ave
 
 from __future__ import annotations
 
-import os
+import logging
 from pathlib import Path
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
+from neuromf.codec.weights import perceptual_files
 from neuromf.tables import file_sha256
 
-BACKBONE = (
-    "squeezenet1_1-b8a52dc0.pth"  # https://download.pytorch.org/models/, the name ends in its sha256's first digits
-)
+log = logging.getLogger(__name__)
+
 BACKBONE_SHA256 = "b8a52dc0"
-HEADS = "lpips_v0.1_squeeze.pth"  # the linear heads, richzhang/PerceptualSimilarity (BSD-2)
+PLANES = ("sagittal", "coronal", "axial")  # of the slices across a RAS volume's first, second and third axis
+BATCH = 32  # slices that pass the network together; changes no figure
 SLICES = 4  # random slices of each of the three planes per update and term
 SMALLEST_SIDE = 32  # pixels: slices are enlarged to this, or the network's three poolings leave nothing
 _SPLITS = (2, 5, 8, 10, 11, 12, 13)  # ends of LPIPS's seven depths among torchvision's layers
@@ -48,23 +50,48 @@ class SliceLpips(nn.Module):
             FileNotFoundError: no such folder or file; says what to fetch.
             ValueError: a file that is not what its name says.
         """
-        folder = Path(weights_dir or os.environ.get("NEUROMF_WEIGHTS") or "weights")
-        sources = ((BACKBONE, "https://download.pytorch.org/models"), (HEADS, "richzhang/PerceptualSimilarity"))
-        for name, source in sources:
-            if not (folder / name).is_file():
+        backbone_file, heads_file = perceptual_files(weights_dir)
+        sources = ("https://download.pytorch.org/models", "richzhang/PerceptualSimilarity")
+        for file, source in zip((backbone_file, heads_file), sources, strict=True):
+            if not file.is_file():
                 raise FileNotFoundError(
-                    f"codec_training.perceptual_weight > 0 needs {folder / name}: fetch it from {source} into"
-                    " weights_dir (or NEUROMF_WEIGHTS), or set perceptual_weight: 0"
+                    f"LPIPS needs {file}: fetch it from {source} into weights_dir (or NEUROMF_WEIGHTS); training a codec"
+                    " without it: codec_training.perceptual_weight: 0"
                 )
-        if not file_sha256(folder / BACKBONE).startswith(BACKBONE_SHA256):
-            raise ValueError(f"{folder / BACKBONE}: its sha256 does not begin with {BACKBONE_SHA256}; fetch it again")
+        if not file_sha256(backbone_file).startswith(BACKBONE_SHA256):
+            raise ValueError(f"{backbone_file}: its sha256 does not begin with {BACKBONE_SHA256}; fetch it again")
         backbone = squeezenet1_1(weights=None)
-        backbone.load_state_dict(torch.load(folder / BACKBONE, map_location="cpu", weights_only=True))
-        heads = torch.load(folder / HEADS, map_location="cpu", weights_only=True)
+        backbone.load_state_dict(torch.load(backbone_file, map_location="cpu", weights_only=True))
+        heads = torch.load(heads_file, map_location="cpu", weights_only=True)
         if sorted(heads) != [f"lin{i}.model.1.weight" for i in range(len(_SPLITS))]:
-            raise ValueError(f"{folder / HEADS} holds {', '.join(heads)}, not LPIPS's seven heads; fetch it again")
+            raise ValueError(f"{heads_file} holds {', '.join(heads)}, not LPIPS's seven heads; fetch it again")
         ordered = [heads[f"lin{i}.model.1.weight"] for i in range(len(_SPLITS))]
         return cls(backbone.features, ordered)
+
+    @classmethod
+    def load_if_there(cls, weights_dir: str | Path | None) -> SliceLpips | None:
+        """Return the network, or None with a warning where its files are missing: LPIPS is then not measured.
+
+        Raises:
+            ValueError: as `load`.
+        """
+        try:
+            return cls.load(weights_dir)
+        except FileNotFoundError as error:
+            log.warning("LPIPS is not measured: %s", error)
+            return None
+
+    @torch.no_grad()
+    def planes(self, y: Tensor, x: Tensor) -> dict[str, float]:
+        """Return the mean distance over all slices of each plane of two RAS volumes y and x, both (d, h, w) in [0, 1]."""
+        device = self.get_buffer("mean").device
+        means = {}
+        for axis, plane in enumerate(PLANES):
+            pair = [volume.to(device).movedim(axis, 0)[None, :, None] for volume in (y, x)]
+            batches = zip(*(volume.split(BATCH, dim=1) for volume in pair), strict=True)
+            distances = [self._distance(self._images(a), self._images(b)) for a, b in batches]
+            means[plane] = float(torch.cat(distances).mean())
+        return means
 
     def forward(self, y: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean distance of slices of y and x, both (B, 1, d, h, w) in [0, 1]."""

@@ -9,6 +9,10 @@ from neuromf.config import Codec
 from neuromf.tables import file_sha256
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
+BACKBONE = (
+    "squeezenet1_1-b8a52dc0.pth"  # https://download.pytorch.org/models/, the name ends in its sha256's first digits
+)
+HEADS = "lpips_v0.1_squeeze.pth"  # the linear heads, richzhang/PerceptualSimilarity (BSD-2)
 _WHAT_TO_FETCH = (
     "Fetch autoencoder_v2.pt (or autoencoder_v1.pt) of the repository NVIDIA NV-Generate-CTMR / MAISI on Hugging Face,"
     " put it into the folder `weights_dir` (or NEUROMF_WEIGHTS) and set codec.weights to its name or path;"
@@ -48,3 +52,15 @@ def codec_identity(settings: Codec, *, weights_dir: str | Path | None = None) ->
         CodecError: as `weights_path`.
     """
     return settings.sha256 or file_sha256(weights_path(settings, weights_dir=weights_dir))
+
+
+def perceptual_files(weights_dir: str | Path | None = None) -> tuple[Path, Path]:
+    """Return where LPIPS's backbone and heads are expected; whether they are there is for the caller to see."""
+    folder = Path(weights_dir or os.environ.get("NEUROMF_WEIGHTS") or "weights")
+    return folder / BACKBONE, folder / HEADS
+
+
+def perceptual_identity(weights_dir: str | Path | None = None) -> str | None:
+    """Return what tells one pair of LPIPS files from another, or None where one is missing: LPIPS cannot be measured."""
+    files = perceptual_files(weights_dir)
+    return "-".join(file_sha256(file)[:16] for file in files) if all(file.is_file() for file in files) else None

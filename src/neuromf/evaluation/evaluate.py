@@ -32,6 +32,7 @@ from neuromf.evaluation.measure import (
 )
 from neuromf.evaluation.rows import METRIC_COLUMNS, REFERENCE_RUNS, SCAN_COLUMNS, Part, write_parquet, write_parts
 from neuromf.evaluation.scans import (
+    ARRAYS,
     EvaluationError,
     Grid,
     Reference,
@@ -44,6 +45,7 @@ from neuromf.evaluation.scans import (
     read_reference,
     write_reference,
 )
+from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.tables import SPLITS, content_hash, write_text
 from neuromf.volume import write_volume
 
@@ -69,7 +71,7 @@ def evaluate_reference(
     Args:
         real: split → scan id → preprocessed volume; all on one grid. The train split must not be empty.
         codec: the release's codec.
-        codec_validation: JSON of `neuromf.codec.validate` (rows of psnr, ssim and mae per scan).
+        codec_validation: JSON of `neuromf.codec.validate` (rows of figures per scan).
         cache: folder of cached features.
         part: JSON to write: the figures of the runs real, reconstruction and linear_reconstruction.
         reference: safetensors to write: what the evaluation of samples needs of the real scans.
@@ -91,7 +93,9 @@ def evaluate_reference(
         if real.get(split)
     }
     empty = _nothing(sets["train"])
-    splits = {split: sets.get(split, empty) for split in SPLITS}
+    shown = next(split for split in ("test", "val", "train") if real.get(split))
+    rebuilt = _reconstruct(real[shown], codec, extractors, cache, grid, reconstructions)
+    splits = {split: sets.get(split, empty) for split in SPLITS} | {"reconstruction": rebuilt}
     scans = Reference(
         splits,
         grid,
@@ -105,21 +109,22 @@ def evaluate_reference(
         },
     )
     train = splits["train"]
-    shown = real.get("test") or real.get("val") or real["train"]
-    rebuilt = _reconstruct(shown, codec, extractors, cache, grid, reconstructions)
 
     floor = Part(release, "real")
     add_distances(floor, train, scans, extractors, cache, settings)
     add_diversity(floor, [path for split in SPLITS for path in real.get(split, {}).values()], settings)
     add_volumes(floor, scans.every, settings)
+    add_spectrum(floor, scans.every.spectra, grid.shape, grid.voxel_mm, settings, {})
     add_nearest(floor, nearest_scans(scans.held_out, train), settings)
     for split in SPLITS:
         known = nearest_scans(splits[split], train) if split != "train" else {}
         add_scans(floor, splits[split], split, known, train)
     fidelity = Part(release, "reconstruction")
-    if shown is real.get("test"):
+    if shown == "test":
         add_distances(fidelity, rebuilt, scans, extractors, cache, settings)
     add_volumes(fidelity, rebuilt, settings)
+    originals = {"real": splits[shown].spectra}
+    add_spectrum(fidelity, rebuilt.spectra, grid.shape, grid.voxel_mm, settings, originals, paired=True)
     add_scans(fidelity, rebuilt, "reconstruction", {}, train)
     linear = Part(release, "linear_reconstruction")
     add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
@@ -282,7 +287,7 @@ def _decode(codec: VolumeCodec, latent: torch.Tensor) -> np.ndarray:
 
 
 def _nothing(like: ScanSet) -> ScanSet:
-    return ScanSet((), (), like.features[:0], like.thumbnails[:0], like.tissues[:0])
+    return ScanSet((), (), *(getattr(like, name)[:0] for name in ARRAYS))
 
 
 def _provenance(extractors: Sequence[Extractor], codec: VolumeCodec, settings: Evaluate) -> dict[str, Any]:

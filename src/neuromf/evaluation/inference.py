@@ -63,6 +63,24 @@ def mean_estimate(values: ArrayLike, settings: Evaluate) -> Estimate:
     return percentile_interval(value, resample_counts(n, settings) @ data / n, n, settings)
 
 
+def ratio_estimate(x: ArrayLike, y: ArrayLike, settings: Evaluate, *, paired: bool = False) -> Estimate:
+    """Return mean(x) / mean(y) with its interval; the scans of both are resampled, together where ``paired``.
+
+    One scan of either has no interval, none or a mean of zero in ``y`` no value. n is the number of scans of x.
+    """
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    n = len(a)
+    if min(n, len(b)) == 0 or b.mean() == 0:
+        return Estimate(None, None, None, n)
+    value = float(a.mean() / b.mean())
+    if min(n, len(b)) == 1:
+        return Estimate(value, None, None, n)
+    above = resample_counts(n, settings) @ a / n
+    below = resample_counts(len(b), settings, 0 if paired else 1) @ b / len(b)
+    draws = np.divide(above, below, out=np.full(len(above), np.nan), where=below != 0)
+    return percentile_interval(value, draws, n, settings)
+
+
 def share_estimate(flags: ArrayLike, settings: Evaluate) -> Estimate:
     """Return the share of true flags with Wilson's score interval, which stays honest at 0 and 1 (Wilson 1927)."""
     data = np.asarray(flags, dtype=bool)

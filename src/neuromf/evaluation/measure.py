@@ -17,15 +17,26 @@ from neuromf.evaluation.distances import compare_rows
 from neuromf.evaluation.extractors.codec import mirror_pooled
 from neuromf.evaluation.extractors.registry import CODEC, VOLUME, Extractor
 from neuromf.evaluation.features import gather
-from neuromf.evaluation.inference import mean_estimate, share_estimate
+from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
 from neuromf.evaluation.morphometry import TISSUES, compare_volumes
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Reference, ScanSet
+from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
 
+FIDELITY = {  # column of the codec's validation: metric and region of the tables
+    "psnr": ("psnr", "brain_box"),
+    "ssim": ("ssim", "brain_box"),
+    "psnr_brain": ("psnr", "brain"),
+    "ssim_brain": ("ssim", "brain"),
+    "mae": ("mae", "brain"),
+    "lpips_sagittal": ("lpips", "sagittal"),
+    "lpips_coronal": ("lpips", "coronal"),
+    "lpips_axial": ("lpips", "axial"),
+}
 STAGES = ("network", "decode", "total")  # of generation, as sample_timing.json has them
 
 
@@ -37,10 +48,14 @@ def add_sample_figures(
     cache: Path,
     settings: Evaluate,
 ) -> None:
-    """Add all that is measured of generated volumes: distances, tissue volumes and copies."""
+    """Add all that is measured of generated volumes: distances, tissue volumes, spectrum and copies."""
     add_distances(part, generated, scans, extractors, cache, settings)
     add_volumes(part, generated, settings)
     add_volume_comparison(part, generated, scans.every, settings)
+    others = {"real": scans.every.spectra}
+    if "reconstruction" in scans.splits:  # a reference of scans alone, without a release's codec, has none
+        others["reconstruction"] = scans.splits["reconstruction"].spectra
+    add_spectrum(part, generated.spectra, scans.grid.shape, scans.grid.voxel_mm, settings, others)
     nearest = nearest_scans(generated, scans.splits["train"])
     add_nearest(part, nearest, settings)
     add_copies(part, nearest, nearest_scans(scans.held_out, scans.splits["train"]), settings)
@@ -144,11 +159,14 @@ def add_scans(
 
 
 def add_fidelity(parts: Mapping[str, Part], codec_validation: Path, settings: Evaluate) -> None:
-    """Add PSNR, SSIM and MAE of the codec's validation, averaged over its test scans."""
+    """Add PSNR, SSIM, MAE and LPIPS of the codec's validation, averaged over its test scans; LPIPS may be unmeasured."""
     rows = json.loads(codec_validation.read_text(encoding="utf-8"))["rows"]
     for name, part in parts.items():
-        for metric, region in (("psnr", "brain_box"), ("ssim", "brain_box"), ("mae", "brain")):
-            part.add(metric, region, mean_estimate([row[metric] for row in rows if row["codec"] == name], settings))
+        for figure, (metric, region) in FIDELITY.items():
+            values = [row[figure] for row in rows if row["codec"] == name]
+            measured = None not in values
+            estimate = mean_estimate(values, settings) if measured else Estimate(None, None, None, len(values))
+            part.add(metric, region, estimate)
 
 
 def add_seconds(part: Part, timing: Path, settings: Evaluate) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ SCAN_COLUMNS = (
     "brain_ml", "csf_ml", "grey_ml", "white_ml", "deep_csf_ml",
     "nearest_scan", "nearest_correlation", "nearest_mirrored", "nearest_scan_codec", "nearest_distance_codec",
 )  # fmt: skip
+SPECTRUM_COLUMNS = ("release", "run", "seed", "nfe", "spectrum", "cycles_per_mm", "value", "ci_low", "ci_high", "n")
 REFERENCE_RUNS = ("real", "reconstruction", "linear_reconstruction", "noise")
 NO_EXTRACTOR = "none"
 
@@ -34,6 +35,7 @@ class Part:
     nfe: int | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     scans: list[dict[str, Any]] = field(default_factory=list)
+    spectra: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, metric: str, region: str, estimate: Estimate, extractor: str = NO_EXTRACTOR) -> None:
         """Add one figure; ``region`` is the tissue or where in the volume it was taken."""
@@ -51,6 +53,12 @@ class Part:
     def add_scan(self, scan: str, split: str, figures: dict[str, Any]) -> None:
         """Add one volume; ``figures`` are the further columns of the table of scans."""
         self.scans.append(self._key() | {"split": split, "scan": scan} | figures)
+
+    def add_spectrum(self, spectrum: str, cycles_per_mm: Iterable[float], estimates: Sequence[Estimate]) -> None:
+        """Add a figure per spatial frequency; ``spectrum`` is power or what it is relative to."""
+        for k, one in zip(cycles_per_mm, estimates, strict=True):
+            row = {"spectrum": spectrum, "cycles_per_mm": float(k), "value": one.value, "ci_low": one.low}
+            self.spectra.append(self._key() | row | {"ci_high": one.high, "n": one.n})
 
     def _key(self) -> dict[str, Any]:
         return {"release": self.release, "run": self.run, "seed": self.seed, "nfe": self.nfe}

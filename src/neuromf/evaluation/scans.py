@@ -1,4 +1,4 @@
-"""What evaluation keeps of each volume: features, a thumbnail and tissue volumes, from one pass over the files.
+"""What evaluation keeps of each volume: features, thumbnail, tissue volumes and spectrum, from one pass over the files.
 
 A volume is read, described and forgotten, so memory grows by some 70 kB per volume whatever its size; the features of
 slices stay in the cache until one plane of them is compared.
@@ -22,8 +22,11 @@ from neuromf.evaluation.extractors.registry import CODEC, VOLUME, Extractor
 from neuromf.evaluation.features import Rows, cached_features
 from neuromf.evaluation.memorisation import thumbnail
 from neuromf.evaluation.morphometry import TISSUES, tissue_volumes
+from neuromf.evaluation.spectrum import radial_energy
 from neuromf.tables import SPLITS, atomic_path, file_sha256
 from neuromf.volume import read_volume, voxel_sizes
+
+ARRAYS = ("features", "thumbnails", "tissues", "spectra")  # of a ScanSet, in its order after ids and hashes
 
 
 class EvaluationError(ValueError):
@@ -41,13 +44,15 @@ class Grid:
 @dataclass(frozen=True)
 class ScanSet:
     """Descriptions of N volumes: their hashes, by which extractors' features are found in the cache, features of the codec
-    (N, F) that copies are looked for with (F = 0 without a codec), thumbnails (N, x, y, z), tissue volumes in ml (N, 5)."""
+    (N, F) that copies are looked for with (F = 0 without a codec), thumbnails (N, x, y, z), tissue volumes in ml (N, 5),
+    energy by shell of spatial frequencies (N, S)."""
 
     ids: tuple[str, ...]
     hashes: tuple[str, ...]
     features: NDArray[np.floating]
     thumbnails: NDArray[np.floating]
     tissues: NDArray[np.floating]
+    spectra: NDArray[np.floating]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,7 +65,10 @@ class ScanSet:
 @dataclass(frozen=True)
 class Reference:
     """The real scans of a release by split, the grid they lie on, the keys of the extractors that described them, and the
-    test split's rows of each extractor and region."""
+    test split's rows of each extractor and region.
+
+    Beside the splits, ``reconstruction`` holds held-out scans through the codec.
+    """
 
     splits: dict[str, ScanSet]
     grid: Grid
@@ -93,7 +101,7 @@ def describe(
         if extractor.name == CODEC:
             features = found[VOLUME]
     tissues = tissue_volumes(volume, grid.voxel_mm).as_array()
-    return ScanSet((scan_id,), (sha256,), features, thumbnail(volume)[None], tissues[None])
+    return ScanSet((scan_id,), (sha256,), features, thumbnail(volume)[None], tissues[None], radial_energy(volume)[None])
 
 
 def describe_files(
@@ -120,9 +128,7 @@ def join(sets: Iterable[ScanSet]) -> ScanSet:
     return ScanSet(
         tuple(scan_id for part in parts for scan_id in part.ids),
         tuple(sha256 for part in parts for sha256 in part.hashes),
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.thumbnails for part in parts]),
-        np.concatenate([part.tissues for part in parts]),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS),
     )
 
 
@@ -161,7 +167,7 @@ def write_reference(path: Path, reference: Reference) -> None:
     """Write the descriptions of a release's real scans, and the rows of its test split, as safetensors."""
     tensors = {}
     for split, scans in reference.splits.items():
-        for name in ("features", "thumbnails", "tissues"):
+        for name in ARRAYS:
             tensors[f"{split}/{name}"] = np.ascontiguousarray(getattr(scans, name))
     for extractor, regions in reference.test_rows.items():
         for region, rows in regions.items():
@@ -197,9 +203,7 @@ def read_reference(path: Path, extractors: Sequence[Extractor]) -> Reference:
                 raise EvaluationError(f"{path} was made with {what}; evaluate the release's real scans again")
         splits = {
             split: ScanSet(
-                tuple(ids),
-                tuple(about["hashes"][split]),
-                *(file.get_tensor(f"{split}/{name}") for name in ("features", "thumbnails", "tissues")),
+                tuple(ids), tuple(about["hashes"][split]), *(file.get_tensor(f"{split}/{name}") for name in ARRAYS)
             )
             for split, ids in about["ids"].items()
         }

@@ -8,18 +8,23 @@ from typing import Any, Literal
 
 import torch
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
-from monai.networks.blocks import SABlock
+from monai.networks.blocks import SABlock, SpatialAttentionBlock
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from neuromf.config import Network
 from neuromf.flow import tangent
+from neuromf.flow.recompute import recompute
 from neuromf.flow.tangent import Pair
 
 # Angular frequencies of the time embedding, from half a turn to eight turns over [0, 1]. MONAI's own embedding expects
 # t·1000, which inflates ∂u/∂t and with it the JVP and its errors.
 LOWEST_FREQUENCY, HIGHEST_FREQUENCY = math.pi, 16 * math.pi
 MAISI_TIMESTEPS, MAISI_LONGEST_PERIOD = 1000, 10_000  # of MONAI's `get_timestep_embedding`, as NV-Generate calls it
+
+PASSES = ("forward", "with_tangent", "heads", "heads_with_tangent")
+MOST_GRAPHS = 32  # of one compiled pass: training and validation, with and without a graph, whole and last batches
 
 
 def maisi_options(config: Network, channels: int) -> dict[str, Any]:
@@ -141,9 +146,7 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
     def _trunk(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         self._check(z)
         # fused attention has no forward-mode derivative: inside a JVP of torch.func the plain formula is used
-        fused = forward_ad.unpack_dual(z).tangent is None
-        for attention in self._attention:
-            attention.use_flash_attention = fused
+        self._fuse_attention(forward_ad.unpack_dual(z).tangent is None)
         of_t, of_h = self.time_waves(t).to(z.dtype), self.interval_waves(t - r).to(z.dtype)
         emb = self.time_embed(of_t) + self.interval_embed(of_h)
         h = self.conv_in(z)
@@ -153,6 +156,7 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
 
     def _trunk_with_tangent(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: Tensor, dt: Tensor) -> Pair:
         self._check(z)
+        self._fuse_attention(True)  # of blocks that are run again; the rules of `tangent` have their own
         with tangent.plain(z):
             of_t, of_h = self.time_waves.with_tangent(t, dt), self.interval_waves.with_tangent(t - r, dt - dr)
         emb = self._embed(self.time_embed, of_t) + self._embed(self.interval_embed, of_h)
@@ -170,10 +174,30 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
         norm, _, convolution = self.out
         return tangent.convolution(convolution, tangent.silu(tangent.group_norm(norm, h)))
 
+    def recompute_activations(self) -> None:
+        """Keep the inputs of residual and attention blocks alone from now on; the backward pass runs each block again."""
+        for block in self.modules():
+            if isinstance(block, (DiffusionUNetResnetBlock, SpatialAttentionBlock)):
+                recompute(block)
+
+    def compile_passes(self, backend: str = "inductor") -> None:
+        """Compile the passes, each as one whole graph for every shape and mode it meets, at its first call with them.
+
+        Parameters keep their names and may be loaded anew. A compiled network has no forward-mode derivative but
+        `with_tangent`.
+        """
+        how = {"fullgraph": True, "dynamic": False, "backend": backend, "recompile_limit": MOST_GRAPHS}
+        for name in PASSES:
+            setattr(self, name, torch.compile(getattr(self, name), **how))  # type: ignore[call-overload]
+
     @staticmethod
     def _embed(layers: nn.Sequential, waves: Pair) -> Pair:
         first, _, second = layers
         return tangent.linear(second, tangent.silu(tangent.linear(first, waves)))
+
+    def _fuse_attention(self, fused: bool) -> None:
+        for attention in self._attention:
+            attention.use_flash_attention = fused
 
     def _check(self, z: Tensor) -> None:
         factor = 2 ** (len(self.block_out_channels) - 1)

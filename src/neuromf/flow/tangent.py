@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.nets.diffusion_model_unet import AttnDownBlock, AttnUpBlock
 from torch import Tensor, nn
+
+from neuromf.flow.recompute import Recomputed
 
 aten = torch.ops.aten
 
@@ -75,16 +78,23 @@ def silu(x: Pair) -> Pair:
 
 
 def group_norm(layer: Any, x: Pair) -> Pair:
-    """Group norm: dy = γ/σ (dx − mean(dx) − x̂ mean(x̂ dx)), means over the group."""
+    """Group norm: dy = γ/σ (dx − mean(dx) − x̂ mean(x̂ dx)), means over the group; the value's own mean and 1/σ serve both."""
+    (n, c), groups, voxels = x.value.shape[:2], layer.num_groups, x.value[0, 0].numel()
+    size = (n, c, voxels, groups)
+    x = Pair(_normed_type(x.value).contiguous(), x.tangent)
+    value, mean, rstd = aten.native_group_norm(x.value, layer.weight, layer.bias, *size, layer.eps)
     with plain(x.tangent):
-        point, (n, c), groups = x.at().contiguous(), x.tangent.shape[:2], layer.num_groups
-        voxels = point[0, 0].numel()
-        _, mean, rstd = aten.native_group_norm(point, None, None, n, c, voxels, groups, layer.eps)
+        statistics = (s.detach().to(x.tangent.dtype) for s in (mean, rstd))
         tangent, _, _ = aten.native_group_norm_backward(
-            x.tangent.contiguous(), point, mean, rstd, None, n, c, voxels, groups, [True, False, False]
+            x.tangent.contiguous(), x.at(), *statistics, None, *size, [True, False, False]
         )
-        tangent.mul_(layer.weight.reshape(-1, *[1] * (point.ndim - 2)))
-    return Pair(layer(x.value), tangent)
+        tangent.mul_(layer.weight.reshape(-1, *[1] * (x.value.ndim - 2)))
+    return Pair(value, tangent)
+
+
+def _normed_type(value: Tensor) -> Tensor:
+    """Return a value as autocast hands it to ``nn.GroupNorm``: in float32 on a GPU, as it is on a CPU."""
+    return value.float() if value.is_cuda and torch.is_autocast_enabled("cuda") else value
 
 
 def attention(block: Any, x: Pair) -> Pair:
@@ -101,6 +111,20 @@ def attention(block: Any, x: Pair) -> Pair:
     return linear(block.out_proj, Pair(block.out_rearrange(value), tangent))
 
 
+def recomputable(rule: Callable[..., Pair]) -> Callable[..., Pair]:
+    """Let the rule of a whole block keep no activations where the block's own forward pass keeps none."""
+
+    @wraps(rule)
+    def applied(block: Any, *inputs: Pair) -> Pair:
+        if not isinstance(block.forward, Recomputed):
+            return rule(block, *inputs)
+        values, tangents = zip(*inputs, strict=True)
+        return Pair(*block.forward.with_tangent(lambda *both: rule(block, *map(Pair, *both)), values, tangents))
+
+    return applied
+
+
+@recomputable
 def attention_block(block: Any, x: Pair) -> Pair:
     """``SpatialAttentionBlock``: self-attention over all voxels of (B, C, D, H, W), added to its input."""
     shape = x.value.shape
@@ -108,6 +132,7 @@ def attention_block(block: Any, x: Pair) -> Pair:
     return x + each(lambda y: y.mT.reshape(shape), attention(block.attn, tokens))
 
 
+@recomputable
 def residual_block(block: Any, x: Pair, emb: Pair) -> Pair:
     """``DiffusionUNetResnetBlock``: the residual block with its time embedding, and its up- or downsampling."""
     h = silu(group_norm(block.norm1, x))

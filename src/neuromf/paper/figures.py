@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.patches import Circle
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, ScalarFormatter
 
 from neuromf.paper.style import NOISE_COLOUR, RECONSTRUCTION_COLOUR, REFERENCE_GREY, run_colours, run_label
 
@@ -21,31 +22,41 @@ TISSUE_LABELS = {
     "white": "white matter",
     "deep_csf": "deep CSF",
 }
+SMOOTHED = 5  # the running mean of a training's log is over this part of its rows: a fifth
 _REFERENCES = {"real": REFERENCE_GREY, "reconstruction": RECONSTRUCTION_COLOUR, "noise": NOISE_COLOUR}
 
 
-def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> Figure:
-    """Plot the raw losses of each run (label → metrics.csv, val.csv) against the updates: train thin, validation bold."""
-    losses = {"raw_fm": "flow matching |ṽ − v|²", "raw_mf": "MeanFlow |V − v|²"}
-    figure = Figure(figsize=(9, 3.4))
-    axes = figure.subplots(1, len(losses))
+def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame, str]]) -> Figure:
+    """Plot each run's raw losses and sample distance against the updates.
+
+    Thin: rows of the log, and their running mean; dots: validation, of the exported average (line) and of the weights
+    themselves (dashed).
+
+    Args:
+        runs: label → metrics.csv, val.csv and the exported average.
+    """
+    panels = {"raw_fm": "flow matching |ṽ − v|²", "raw_mf": "MeanFlow |V − v|²", "sample_distance": "one-step samples"}
+    figure = Figure(figsize=(11, 3.6))
+    axes = figure.subplots(1, len(panels))
     colours = run_colours(list(runs))
-    for axis, (column, title) in zip(axes, losses.items(), strict=True):
-        for label, (train, val) in runs.items():
-            _curve(axis, train, column, colours[label], 0.45, None)
-            _curve(axis, val, column, colours[label], 1.0, label)
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        for label, (train, val, exported) in runs.items():
+            colour = colours[label]
+            if column in train:
+                rows = train[["step", column]].dropna()
+                axis.plot(rows["step"], rows[column], color=colour, alpha=0.25, linewidth=0.7)
+                smooth = rows[column].rolling(max(1, len(rows) // SMOOTHED), min_periods=1, center=True).mean()
+                axis.plot(rows["step"], smooth, color=colour, alpha=0.6, linewidth=1.2)
+            for average, style in ((exported, "-"), ("online", "--")):
+                rows = val[val["average"].astype(str) == average]
+                name = f"{label}: {'average' if average == exported else 'weights themselves'}"
+                axis.plot(
+                    rows["step"], rows[column], style, color=colour, marker="o", markersize=3, linewidth=1.4, label=name
+                )
         axis.set(title=title, xlabel="updates", ylabel="raw loss (unweighted)", yscale="log")
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    axes[-1].set(ylabel="energy distance", yscale="linear")  # chance may make it negative
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
-
-
-def _curve(axis: Axes, table: pd.DataFrame, column: str, colour: str, alpha: float, label: str | None) -> None:
-    rows = table[["step", column]].dropna()
-    rows = rows[rows[column] > 0]
-    marker = "o" if label and len(rows) < 30 else None
-    axis.plot(rows["step"], rows[column], color=colour, alpha=alpha, label=label, marker=marker, markersize=3)
 
 
 def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -64,20 +75,34 @@ def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[st
         for column, label in (("raw_fm", "flow matching"), ("raw_mf", "MeanFlow")):
             smooth = history[column].rolling(100, min_periods=1).mean()
             line[0].plot(history["update"], smooth, label=label, linewidth=1)
-        line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss", yscale="log")
-        line[0].legend(frameon=False)
+        line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss")
+        line[0].set(xscale="log", yscale="log")
+        line[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        line[0].yaxis.set_major_formatter(ScalarFormatter())
+        line[0].yaxis.set_minor_locator(NullLocator())
+        line[0].legend(frameon=False, loc="lower left")
         for place, row in enumerate(row for row in rows if row["prediction"] == prediction):
             points = samples[(samples["prediction"] == prediction) & (samples["steps"] == row["steps"])]
-            plane, angles = line[1 + 2 * place], line[2 + 2 * place]
-            plane.scatter(points["x1"], points["x2"], s=1, color=colours[str(row["steps"])])
-            plane.set(
-                aspect="equal", title=f"{row['steps']} step{'s' * (row['steps'] > 1)}: distance {row['distance']:.3f}"
-            )
-            turns = (np.arctan2(points["x2"], points["x1"]) / (2 * np.pi)) % 1
-            angles.hist(turns, bins=24, density=True, color=colours[str(row["steps"])])
-            angles.axhline(1, color=REFERENCE_GREY, linewidth=1)
-            angles.set(title=f"angles: p = {min(row['p_values']):.2g}", xlabel="θ1, turns")
+            _torus_samples(line[1 + 2 * place], line[2 + 2 * place], points, row, colours[str(row["steps"])])
     return figure
+
+
+def _torus_samples(plane: Axes, histogram: Axes, points: pd.DataFrame, row: Mapping[str, Any], colour: str) -> None:
+    """Plot the first plane of samples with the circle that the torus is there, and the histograms of both angles."""
+    plane.scatter(points["x1"], points["x2"], s=1, color=colour)
+    plane.add_patch(Circle((0, 0), 1 / np.sqrt(2), fill=False, color=REFERENCE_GREY, linewidth=1))
+    steps = f"{row['steps']} step{'s' * (row['steps'] > 1)}"
+    plane.set(aspect="equal", title=f"{steps}: distance {row['distance']:.3f}", xlabel="x1", ylabel="x2")
+    plane.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    for name, (x, y), line in (("θ1", ("x1", "x2"), "-"), ("θ2", ("x3", "x4"), ":")):
+        turns = (np.arctan2(points[y], points[x]) / (2 * np.pi)) % 1
+        histogram.hist(
+            turns, bins=24, range=(0, 1), density=True, histtype="step", color=colour, linestyle=line, label=name
+        )
+    histogram.axhline(1, color=REFERENCE_GREY, linewidth=1)
+    p_values = ", ".join(f"{p:.2f}" for p in row["p_values"])
+    histogram.set(title=f"{steps}: p = {p_values}", xlabel="angle, turns", ylabel="density", xlim=(0, 1), ylim=(0, 1.9))
+    histogram.legend(frameon=False, loc="upper right", ncols=2)
 
 
 def metric_against_nfe(metrics: pd.DataFrame, metric: str, title: str, unit: str, *, log_scale: bool) -> Figure:

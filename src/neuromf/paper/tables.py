@@ -38,19 +38,31 @@ COLUMNS = (
     Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
 )
 CODEC_COLUMNS = (
-    Column("psnr", "brain_box", "PSNR (dB)", 2, "↑"),
-    Column("ssim", "brain_box", "SSIM", 3, "↑"),
-    Column("mae", "brain", "Mean absolute error", 4, "↓"),
+    Column("psnr", "brain_box", "PSNR, box (dB)", 2, "↑"),
+    Column("ssim", "brain_box", "SSIM, box", 3, "↑"),
+    Column("psnr", "brain", "PSNR, brain (dB)", 2, "↑"),
+    Column("ssim", "brain", "SSIM, brain", 3, "↑"),
+    Column("mae", "brain", "MAE, brain", 4, "↓"),
+    Column("lpips", "sagittal", "LPIPS sagittal", 3, "↓"),
+    Column("lpips", "coronal", "LPIPS coronal", 3, "↓"),
+    Column("lpips", "axial", "LPIPS axial", 3, "↓"),
+)
+SPECTRUM_COLUMNS = (
+    Column("high_frequency_ratio", "volume", "High-frequency energy ρ", 4),
+    Column("high_frequency_to_real", "volume", "ρ over that of real scans", 2),
+    Column("high_frequency_to_reconstruction", "volume", "ρ over that of reconstructions", 2),
 )
 _ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9}
 MISSING = "–"
 
 
-def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
+def metric_table(
+    metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS, *, real: str = "real train vs real test"
+) -> pd.DataFrame:
     """Return the table as text: run, seed, NFE, n and one cell ``value [low, high]`` per column.
 
-    ``metrics`` is the evaluation's tidy table. The references come first and noise last; the row of the real scans
-    holds the floor, real train against real test. Runs of which no column was measured are left out.
+    ``metrics`` is the evaluation's tidy table. The references come first and noise last; ``real`` is what the row of the
+    real scans is called: in distances it holds the floor. Runs of which no column was measured are left out.
     """
     rows = []
     keys = metrics[["run", "seed", "nfe"]].drop_duplicates()
@@ -62,7 +74,7 @@ def metric_table(metrics: pd.DataFrame, columns: Sequence[Column] = COLUMNS) -> 
         found = [_rows(chosen, column) for column in columns]
         if all(cell.empty for cell in found):
             continue
-        name = "real train vs real test" if key.run == "real" else run_label(key.run)
+        name = real if key.run == "real" else run_label(key.run)
         count = next(int(cell.iloc[0]["n"]) for cell in found if len(cell))
         row = {"Run": name, "Seed": _whole(key.seed), "NFE": _whole(key.nfe), "n": str(count)}
         for column, cell in zip(columns, found, strict=True):
@@ -85,6 +97,11 @@ def extractor_columns(metrics: pd.DataFrame) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def every_column(metrics: pd.DataFrame) -> tuple[Column, ...]:
+    """Return the columns of the written tables: the report's own, of further extractors, the codec and the spectrum."""
+    return COLUMNS + extractor_columns(metrics) + CODEC_COLUMNS + SPECTRUM_COLUMNS
+
+
 def distance_names(extractor: str) -> tuple[str, str]:
     """Return what the kernel and the Fréchet distance of an extractor are called: only Inception's are KID and FID."""
     if extractor == "inception":
@@ -93,13 +110,13 @@ def distance_names(extractor: str) -> tuple[str, str]:
 
 
 def write_csv(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the columns of the codec and of further extractors included, as CSV."""
-    write_text(path, metric_table(metrics, COLUMNS + extractor_columns(metrics) + CODEC_COLUMNS).to_csv(index=False))
+    """Write the table, the columns of further extractors, the codec and the spectrum included, as CSV."""
+    write_text(path, metric_table(metrics, every_column(metrics)).to_csv(index=False))
 
 
 def write_latex(metrics: pd.DataFrame, path: Path) -> None:
-    """Write the table, the columns of the codec and of further extractors included, as a LaTeX tabular."""
-    latex_table(metric_table(metrics, COLUMNS + extractor_columns(metrics) + CODEC_COLUMNS), path)
+    """Write the table, the columns of further extractors, the codec and the spectrum included, as a LaTeX tabular."""
+    latex_table(metric_table(metrics, every_column(metrics)), path)
 
 
 def latex_table(table: pd.DataFrame, path: Path, note: str = "") -> None:
@@ -173,6 +190,7 @@ _LATEX = {
     "–": "--",
     "∞": r"$\infty$",
     "²": "$^2$",
+    "ρ": r"$\rho$",
 }
 
 

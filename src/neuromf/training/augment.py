@@ -6,6 +6,9 @@ measured by ``neuromf.codec.equivariance``.
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import torch
 from monai.transforms import RandFlip, RandGaussianNoise, RandomizableTransform, RandRotate90, RandScaleIntensity
@@ -46,6 +49,23 @@ def row_transforms(settings: Augmentation) -> tuple[RandomizableTransform, ...]:
         RandScaleIntensity((low - 1, high - 1), settings.scale, channel_wise=True),
         RandGaussianNoise(settings.noise, std=settings.noise_share, sample_std=False),
     )
+
+
+def distinct_versions(settings: Augmentation) -> float:
+    """Return how many versions of one latent the flips and rotations make: exp of the entropy of which one a row becomes.
+
+    1 when all are off, 2 for a flip with probability ½, less for a rarer one. Flips and rotations that make the same version
+    count as one. Factors, noise and mixtures have no number of versions and are left out.
+    """
+    flips = (settings.flip_left_right, settings.flip_anterior_posterior, settings.flip_inferior_superior)
+    corners, versions = np.arange(8).reshape(2, 2, 2), dict[bytes, float]()
+    for *flipped, quarters in itertools.product((False, True), (False, True), (False, True), range(4)):
+        share = settings.rotate_axial / 3 if quarters else 1 - settings.rotate_axial
+        for probability, chosen in zip(flips, flipped, strict=True):
+            share *= probability if chosen else 1 - probability
+        version = np.rot90(np.flip(corners, tuple(np.flatnonzero(flipped).tolist())), quarters, axes=(0, 1)).tobytes()
+        versions[version] = versions.get(version, 0.0) + share
+    return math.exp(-sum(share * math.log(share) for share in versions.values() if share > 0))
 
 
 def mix(z0: Tensor, probability: float, alpha: float, random: np.random.RandomState) -> Tensor:

@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from neuromf.config import Config, validate
+from neuromf.config import Config, Flow, validate
 from neuromf.flow import AverageVelocity, MeanFlowUNet
 from neuromf.tables import atomic_path, file_sha256, write_json
 
 DEMO = Path(__file__).parent / "demo"  # the shipped models: demo/meanflow and demo/rectified_flow
-WEIGHTS, ABOUT, AVERAGES = "model.safetensors", "model.json", "averages"
+WEIGHTS, ABOUT = "model.safetensors", "model.json"
+AVERAGES, BEST = "averages", "best"  # folders of other weights of the same run
 log = logging.getLogger(__name__)
 
 
@@ -88,9 +89,13 @@ def channel_scale(statistics: Mapping[str, Any], like: Tensor) -> tuple[Tensor, 
 
 
 def model_folder(name: str | Path, variant: str = "imf") -> Path:
-    """Return the folder of a model: a path, or for ``demo`` the shipped model of the variant."""
-    if str(name) == "demo":
-        return DEMO / ("rectified_flow" if variant == "rectified_flow" else "meanflow")
+    """Return the folder of a model: a path, or for ``demo`` the shipped model of the variant.
+
+    Files in it are meant likewise: ``demo/averages/online.safetensors``.
+    """
+    first, *rest = str(name).split("/")
+    if first == "demo":
+        return Path(DEMO, "rectified_flow" if variant == "rectified_flow" else "meanflow", *rest)
     return Path(name)
 
 
@@ -98,12 +103,19 @@ def export_model(
     folder: Path,
     weights: Mapping[str, Tensor],
     about: Mapping[str, Any],
-    averages: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+    others: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> None:
-    """Write ``model.safetensors``, ``averages/<half-life>.safetensors`` and, last, ``model.json``: then it is whole."""
+    """Write ``model.safetensors``, other weights of the run and, last, ``model.json``: then it is whole.
+
+    Args:
+        folder: of the model.
+        weights: to be sampled from.
+        about: content of ``model.json``.
+        others: ``averages/<half-life>``, ``averages/online`` and ``best/<criterion>``, each written as .safetensors.
+    """
     save(folder / WEIGHTS, weights)
-    for name, average in averages.items():
-        save(folder / AVERAGES / f"{name}.safetensors", average)
+    for name, tensors in others.items():
+        save(folder / f"{name}.safetensors", tensors)
     write_json(folder / ABOUT, about)
 
 
@@ -111,7 +123,7 @@ def read_weights(model: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights of a model and the content of its ``model.json``.
 
     Args:
-        model: a model folder, or one of the files in its ``averages``.
+        model: a model folder, or one of the files in its ``averages`` or ``best``.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -127,7 +139,7 @@ def read_weights(model: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def model_files(model: Path) -> tuple[Path, Path]:
-    """Return the weights and the ``model.json`` of a model folder, or of one of the files in its ``averages``."""
+    """Return the weights and the ``model.json`` of a model folder, or of a file in its ``averages`` or ``best``."""
     if model.suffix == ".safetensors":
         return model, model.parents[1] / ABOUT
     return model / WEIGHTS, model / ABOUT
@@ -165,7 +177,7 @@ def with_heads(weights: Mapping[str, Tensor], two_heads: bool) -> dict[str, Tens
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
-    """Return the model in a folder or of one of its averages (<folder>/averages/0.1.safetensors), or the shipped one.
+    """Return the model in a folder or in one of its other files (<folder>/averages/0.1.safetensors), or the shipped one.
 
     Raises:
         CheckpointError: a file is missing, damaged or does not fit the network that its ``model.json`` describes.
@@ -179,10 +191,9 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
     load_weights(network, weights, model_files(path)[0])
     network.to(device).eval().requires_grad_(False)
-    velocity = AverageVelocity(network, config.flow.prediction, config.flow.times.t_min)
     return TrainedModel(
         name=path.resolve().name if str(folder) != "demo" else "demo",
-        velocity=(lambda z, r, t: velocity(z, t, t)) if config.flow.variant == "rectified_flow" else velocity,
+        velocity=velocity_of(network, config.flow),
         network=network,
         config=config,
         statistics=about["statistics"],
@@ -191,6 +202,12 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
         training=about.get("training", {}),
         sha256=file_sha256(model_files(path)[0]),
     )
+
+
+def velocity_of(network: MeanFlowUNet, flow: Flow) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return what is sampled with: the average velocity u(z, r, t); for rectified flow v(z, t), whatever r."""
+    velocity = AverageVelocity(network, flow.prediction, flow.times.t_min)
+    return (lambda z, r, t: velocity(z, t, t)) if flow.variant == "rectified_flow" else velocity
 
 
 # --- progress -------------------------------------------------------------------------------------------------------
@@ -202,7 +219,7 @@ class Progress:
 
     update: int
     seconds: float  # of training so far, over all resumed parts
-    tensors: dict[str, Tensor]  # network.*, average.<half-life>/*, optimizer.<parameter>.<moment>
+    tensors: dict[str, Tensor]  # network.*, average.<half-life>/*, optimizer.<parameter>.<moment>, log.*
     notes: Mapping[str, Any] = field(default_factory=dict)  # counters and minima
 
     def part(self, prefix: str) -> dict[str, Tensor]:

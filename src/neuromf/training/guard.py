@@ -14,54 +14,71 @@ from torch import Tensor
 
 from neuromf.config import Guard
 
+RAW_LOSSES = ("raw_fm", "raw_mf")  # of ObjectiveOutput
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class DivergenceGuard(Callback):
-    """Warns and stops a training whose raw loss climbs, or whose updates keep being skipped.
+    """Warns and stops a training whose raw losses climb, or whose updates keep being skipped.
 
-    The adaptive weight makes the weighted loss read about 1 whatever happens, so the guard looks at the raw MeanFlow loss
-    (rectified flow: the raw flow-matching loss). It compares means over a window of updates with the smallest such mean so
-    far, from the end of the warm-up on.
+    The adaptive weight makes the weighted loss read about 1 whatever happens, so the guard looks at the raw ones, at each by
+    itself: it compares means over a window of updates with the smallest such mean so far, from the end of the warm-up on.
+    A loss that the variant has not, or has not yet, is NaN and is not judged.
 
     Attributes:
         settings: thresholds and the window, in updates.
-        minimum: smallest mean so far; kept in the checkpoints.
+        minimum: smallest mean so far of each raw loss.
+        warned: the highest threshold warned of.
         stopped: why the training was stopped; None while it was not.
+        window: raw losses of the window's updates so far, (2,) each.
     """
 
     settings: Guard
-    minimum: float = math.inf
+    minimum: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RAW_LOSSES, math.inf))
+    warned: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RAW_LOSSES, 0.0))
     stopped: str | None = None
-    warned: float = 0.0  # the highest threshold warned of
-    values: list[Tensor] = field(default_factory=list)
+    window: list[Tensor] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that decides what the guard does next, as JSON takes it."""
+        window = torch.stack(self.window).tolist() if self.window else []  # a float32 survives as a decimal number
+        return {"minimum": self.minimum, "warned": self.warned, "stopped": self.stopped, "window": window}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Set what `state_dict` returned."""
+        self.minimum, self.warned = dict(state_dict["minimum"]), dict(state_dict["warned"])
+        self.stopped, self.window = state_dict["stopped"], [torch.tensor(values) for values in state_dict["window"]]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.window = [values.to(pl_module.device) for values in self.window]
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        output = pl_module.output
-        self.values.append(output.raw_fm if pl_module.objective.variant == "rectified_flow" else output.raw_mf)
+        self.window.append(torch.stack([getattr(pl_module.output, name).float() for name in RAW_LOSSES]))
         if pl_module.skipped_in_a_row >= self.settings.max_skipped:
             self._stop(trainer, pl_module, skipping(pl_module.skipped_in_a_row))
         elif pl_module.update % self.settings.window == 0:
-            mean = torch.stack(self.values).nanmean().item()
-            self.values.clear()
+            means = torch.stack(self.window).nanmean(0).tolist()
+            self.window.clear()
             if pl_module.update > pl_module.config.train.warmup_updates:
-                self._judge(trainer, pl_module, mean)
+                for name, mean in zip(RAW_LOSSES, means, strict=True):
+                    self._judge(trainer, pl_module, name, mean)
 
-    def _judge(self, trainer: lightning.Trainer, module: Any, mean: float) -> None:
-        if not math.isfinite(mean):  # its updates were skipped, and are counted
+    def _judge(self, trainer: lightning.Trainer, module: Any, name: str, mean: float) -> None:
+        if not math.isfinite(mean):  # there is no such loss, or its updates were skipped, and are counted
             return
-        self.minimum = min(self.minimum, mean)
-        times = mean / self.minimum if self.minimum > 0 else 1.0
-        where = f"raw loss {mean:.4g} at update {module.update}, {times:.1f} times its minimum {self.minimum:.4g}"
+        self.minimum[name] = min(self.minimum[name], mean)
+        minimum = self.minimum[name]
+        times = mean / minimum if minimum > 0 else 1.0
+        where = f"{name} {mean:.4g} at update {module.update}, {times:.1f} times its minimum {minimum:.4g}"
         if times >= self.settings.stop_at:
             self._stop(trainer, module, f"divergence: {where}")
-        elif any(self.warned < level <= times for level in self.settings.warn_at):
-            self.warned = max(level for level in self.settings.warn_at if level <= times)
+        elif any(self.warned[name] < level <= times for level in self.settings.warn_at):
+            self.warned[name] = max(level for level in self.settings.warn_at if level <= times)
             log.warning("%s; the training is stopped at %g times", where, self.settings.stop_at)
 
     def _stop(self, trainer: lightning.Trainer, module: Any, reason: str) -> None:
-        self.stopped = reason
+        self.stopped = f"{self.stopped}; {reason}" if self.stopped else reason
         log.error("training stopped at update %d: %s", module.update, reason)
         trainer.should_stop = True
 

@@ -41,6 +41,14 @@ class Watch:
     started: float
     received: str | None = None
 
+    def listen(self) -> None:
+        """Note SIGTERM and SIGUSR1 from now on instead of ending at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
     @property
     def reason(self) -> str | None:
         if self.received:
@@ -53,12 +61,8 @@ class Watch:
 @contextmanager
 def watching(max_hours: float | None) -> Iterator[Watch]:
     """Note SIGTERM and SIGUSR1 within the block instead of ending at once."""
-    watch = Watch(max_hours, time.monotonic())
-
-    def note(number: int, _: FrameType | None) -> None:
-        watch.received = signal.Signals(number).name
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    watch, before = Watch(max_hours, time.monotonic()), {number: signal.getsignal(number) for number in SIGNALS}
+    watch.listen()
     try:
         yield watch
     finally:

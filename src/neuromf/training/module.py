@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from neuromf.config import Config, Flow, Times
 from neuromf.flow import MeanFlowObjective, MeanFlowUNet, ObjectiveOutput, TimeSampler
 from neuromf.training.augment import augment
+from neuromf.training.ranks import joint, place, shared
 from neuromf.training.spatial_mask import draw_mask
 
 BETAS = (0.9, 0.95)  # of AdamW, Geng et al. 2025
@@ -60,7 +61,8 @@ class FlowModule(lightning.LightningModule):
 
     Attributes:
         update: updates done.
-        output: what the objective gave for the last batch.
+        output: what the objective gave for the last batch, all ranks' rows of it.
+        drawn: its times (r, t), (B,) each.
         gradient_norm: before clipping, of the last batch.
         skipped: updates without effect since loss or gradient was not finite; ``skipped_in_a_row`` of them the last ones.
     """
@@ -71,38 +73,50 @@ class FlowModule(lightning.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
+        if config.train.checkpointing:
+            self.network.recompute_activations()
+        if config.train.compile:
+            self.network.compile_passes()
         self.objective = build_objective(config.flow)
         self.times = build_time_sampler(config.flow.times)
         self.update = 0
         self.output: ObjectiveOutput | None = None
+        self.drawn: tuple[Tensor, Tensor] | None = None
         self.gradient_norm = torch.tensor(torch.nan)
         self.skipped = self.skipped_in_a_row = 0
 
     def training_step(self, z0: Tensor, batch_index: int) -> Tensor:
-        """Return the loss of normalised latents (B, C, D, H, W)."""
+        """Return the loss of normalised latents (B, C, D, H, W), or of this rank's rows of rank 0's latents."""
+        z0 = shared(z0)
         z0 = augment(z0, self.config.train.augmentation, seed_for(self.seed, "augment", self.update))
         random = generator_for(self.device, self.seed, "train", self.update)
         noise = torch.randn(z0.shape, generator=random, device=self.device)
-        r, t = self.times.sample(len(z0), random, self.device)
+        r, t = self.drawn = self.times.sample(len(z0), random, self.device)
         random = generator_for(self.device, self.seed, "loss mask", self.update)
         mask = draw_mask(self.config.train.loss_mask, len(z0), z0.shape[2:], random)
         weight = mf_weight(self.config.flow, self.update / self.config.train.updates)
-        self.output = replace(self.objective, mf_weight=weight)(self.network, z0, noise, r, t, mask)
-        return self.output.loss
+        objective = replace(self.objective, mf_weight=weight)
+        rank, world = place()
+        rows = slice(rank, None, world)
+        mask = None if mask is None else mask[rows]
+        output = objective(self.network, z0[rows], noise[rows], r[rows], t[rows], mask)
+        self.output = joint(output)
+        return output.loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]  # norms and biases
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         train = self.config.train
-        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, weight_decay=train.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=train.learning_rate, betas=BETAS, weight_decay=train.weight_decay, fused=True
+        )
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.gradient_clip)
         assert self.output is not None
+        # both are the whole batch's, so all ranks skip together
         finite = torch.isfinite(self.gradient_norm) & torch.isfinite(self.output.loss.detach())
-        if self.trainer.world_size > 1:  # skipped on all ranks together
-            finite = torch.as_tensor(self.all_gather(finite)).all()
         if bool(finite):
             self.skipped_in_a_row = 0
         else:

@@ -6,14 +6,12 @@ import csv
 import dataclasses
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import lightning
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -22,18 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from neuromf import __version__
 from neuromf.config import NO_RESULT, Config
 from neuromf.tables import content_hash, file_sha256, write_text
-from neuromf.training.callbacks import (
-    FIGURES,
-    METRICS,
-    VALIDATION,
-    Checkpoints,
-    Logbook,
-    Table,
-    Validation,
-    WeightAverages,
-)
+from neuromf.training.averages import ONLINE, WeightAverages
 from neuromf.training.checkpoint import (
-    WEIGHTS,
+    AVERAGES,
+    BEST,
     CheckpointError,
     Progress,
     channel_scale,
@@ -41,6 +31,7 @@ from neuromf.training.checkpoint import (
     export_model,
     load_progress,
     load_weights,
+    model_files,
     model_folder,
     read_weights,
     save,
@@ -48,13 +39,18 @@ from neuromf.training.checkpoint import (
 )
 from neuromf.training.guard import DivergenceGuard
 from neuromf.training.interruption import Watch, begin_attempt, watching
+from neuromf.training.logbook import Logbook, Table, metrics_columns
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
+from neuromf.training.pictures import Pictures
+from neuromf.training.ranks import Together, build_trainer, other_ranks
+from neuromf.training.resumption import Checkpoints, Resumption
+from neuromf.training.validation import CRITERIA, MEASURED, VALIDATION, Validation
 
 IN_MEMORY_BYTES = 2**31  # a larger set of latents is read from disk batch by batch
 # What model.json keeps of the configuration: the parts that generation reads or that a reader of the model asks for
 DESCRIBED = ("preprocess", "codec", "flow", "network", "train")
-LOGS = {"metrics.csv": METRICS, "val.csv": VALIDATION}
+LOGS = ("metrics.csv", "val.csv")
 log = logging.getLogger(__name__)
 
 
@@ -71,6 +67,7 @@ class NormalisedLatents(Dataset[Tensor]):
 
     def __init__(self, store: Latents, statistics: Mapping[str, Any]) -> None:
         self.store, self.statistics = store, statistics
+        self.mean, self.std = channel_scale(statistics, torch.empty(0))
         self.in_memory = len(store) > 0 and store[0].numel() * 4 * len(store) <= IN_MEMORY_BYTES
         self.held = [self._read(index) for index in range(len(store))] if self.in_memory else []
 
@@ -81,8 +78,7 @@ class NormalisedLatents(Dataset[Tensor]):
         return self.held[index] if self.in_memory else self._read(index)
 
     def _read(self, index: int) -> Tensor:
-        mean, std = channel_scale(self.statistics, self.store[index])
-        return (self.store[index] - mean) / std
+        return (self.store[index] - self.mean).div_(self.std)
 
 
 def train_run(
@@ -99,8 +95,9 @@ def train_run(
     checkpoint_folder: Path,
     code: str = "",
     retry: bool = False,
+    picture: Callable[[Tensor], bytes] | None = None,
 ) -> dict[str, Any]:
-    """Train one model; writes model.safetensors, model.json, metrics.csv, val.csv and tensorboard/ into ``folder``.
+    """Train one model; writes the model, metrics.csv, val.csv, tensorboard/ and progress/ into ``folder``.
 
     Everything random depends on (seed, update) only, so a resumed run ends where an undisturbed one would.
 
@@ -118,6 +115,7 @@ def train_run(
         checkpoint_folder: keeps the last checkpoint and the logs of an unfinished run; must survive a failed job.
         code: hash of the code behind the run; a checkpoint of other code, settings or data is not resumed.
         retry: whether the workflow runs this again by itself; one that comes no further than the last is refused.
+        picture: makes a PNG of latents in the codec's scale, (n, C, D, H, W), for progress/; None: no pictures.
 
     Returns:
         The figures that ``model.json`` holds under ``training``.
@@ -125,6 +123,7 @@ def train_run(
     Raises:
         Interrupted: SIGTERM, SIGUSR1 or ``train.max_hours``; the state is saved.
         NoProgressError: a retry that begins where the attempt before it began.
+        RankError: another process of a data-parallel training ended early.
         CheckpointError: the warm start is missing, damaged or of another architecture or kind of output.
         ValueError: the train split is empty or its latents have another shape than the configuration says.
     """
@@ -144,7 +143,7 @@ def train_run(
     splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
     begin_attempt(checkpoint_folder, progress.update if progress else 0, retry=retry)
     with watching(config.train.max_hours) as watch:
-        outcome = _fit(module, *splits, folder / "tensorboard", checkpoint_folder, key, progress, device, watch)
+        outcome = _fit(module, *splits, folder, checkpoint_folder, key, progress, device, watch, picture)
 
     for name in LOGS:
         write_text(folder / name, (checkpoint_folder / name).read_text(encoding="utf-8"))
@@ -153,6 +152,7 @@ def train_run(
         "stopped": outcome.stopped,
         "skipped": module.skipped,
         "exported": outcome.exported,
+        "best": outcome.best,
         "seconds": round(outcome.seconds, 1),
         "seconds_per_update": round(outcome.seconds / outcome.updates, 4),
         "parameters": sum(p.numel() for p in module.network.parameters()),
@@ -171,7 +171,7 @@ def train_run(
         "code": code,
         "training": figures,
     }
-    export_model(folder, outcome.weights, about, outcome.averages)
+    export_model(folder, outcome.weights, about, outcome.others)
     return figures
 
 
@@ -191,14 +191,16 @@ class Outcome:
     Attributes:
         weights: to be exported.
         exported: which these are: the average's half-life as a share of the run, and the update.
-        averages: all averages at the end.
+        best: criterion → value, average and update of the best validation by it.
+        others: ``averages/<half-life>`` at the end and ``best/<criterion>``.
         updates: done, fewer than asked for where ``stopped`` says why.
         seconds: of training, over all resumed parts.
     """
 
     weights: Mapping[str, Tensor]
     exported: dict[str, Any]
-    averages: Mapping[str, Mapping[str, Tensor]]
+    best: dict[str, dict[str, Any]]
+    others: Mapping[str, Mapping[str, Tensor]]
     updates: int
     seconds: float
     stopped: str | None
@@ -208,56 +210,77 @@ def _fit(
     module: FlowModule,
     train: NormalisedLatents,
     val: NormalisedLatents,
-    board_folder: Path,
+    folder: Path,
     checkpoint_folder: Path,
     key: str,
     progress: Progress | None,
     device: torch.device,
     watch: Watch,
+    picture: Callable[[Tensor], bytes] | None,
 ) -> Outcome:
     """Do the updates that are left and choose the weights to be exported."""
     done, settings = progress.update if progress else 0, module.config.train
     if done:
         log.info("resuming from update %d of %d", done, settings.updates)
-    tables = {name: Table(checkpoint_folder / name, columns, done) for name, columns in LOGS.items()}
-    board = SummaryWriter(str(board_folder), purge_step=done + 1)
+    columns = (metrics_columns(module.config), VALIDATION)
+    metrics_table, validation_table = (
+        Table(checkpoint_folder / name, titles, done) for name, titles in zip(LOGS, columns, strict=True)
+    )
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
     averages = WeightAverages({f"{share:g}": share * settings.updates for share in settings.ema_half_lives})
+    logbook = Logbook(metrics_table, board, averages, len(train), done)
     guard = DivergenceGuard(settings.guard)
-    best_file = checkpoint_folder / "best.safetensors"
-    validation = Validation(val, averages, tables["val.csv"], board, lambda weights: save(best_file, weights))
-    checkpoints = Checkpoints(checkpoint_folder, key, averages, guard, validation, watch, progress)
-    checkpoints.restore(module)
+    best_files = {criterion: checkpoint_folder / BEST / f"{criterion}.safetensors" for criterion in CRITERIA}
+    validation = Validation(
+        val, averages, validation_table, board, lambda criterion, weights: save(best_files[criterion], weights)
+    )
+    pictures = [Pictures(folder / "progress", picture, train.statistics, averages, validation, done)] if picture else []
+    seconds = progress.seconds if progress else 0.0
+    checkpoints = Checkpoints(checkpoint_folder, key, averages, logbook, guard, validation, watch, seconds)
+    resumption = Resumption(progress)
+    resumption.restore(module)
+    if progress:
+        checkpoints.restore(progress)
     if not len(val):
         log.warning("no validation latents: val.csv stays empty and the first average is exported")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements beside the progress bar
-    trainer = lightning.Trainer(
-        max_steps=settings.updates - done,
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision="bf16-mixed" if settings.precision == "bf16" else "32-true",
-        callbacks=[averages, Logbook(tables["metrics.csv"], board, done), guard, validation, checkpoints],
-        plugins=[LightningEnvironment()],  # one process, also inside a Slurm job
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    callbacks = [resumption, averages, logbook, guard, validation, *pictures, Together(watch), checkpoints]
     batches = BatchStream(len(train), settings.batch_size, module.seed, done, settings.updates)
-    workers = 0 if train.in_memory else 2
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
-        if done < settings.updates:
-            trainer.fit(module, DataLoader(train, batch_sampler=batches, num_workers=workers))
+    loader = DataLoader(train, batch_sampler=batches, num_workers=0 if train.in_memory else 2)
+    job = {
+        "config": module.config.model_dump(mode="json"),
+        "seed": module.seed,
+        "device": device.type,
+        "update": done,
+        "checkpoints": str(checkpoint_folder),
+        "key": key,
+    }
+    if done < settings.updates and not (guard.stopped or validation.stopped):
+        with other_ranks(settings.devices, job) as place, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
+            trainer = build_trainer(settings, device, settings.updates - done, callbacks, place)
+            trainer.fit(module, loader)
     board.close()
+    ends = {**averages.weights, ONLINE: module.network.state_dict()}
+    others = {f"{AVERAGES}/{name}": weights for name, weights in ends.items()}
+    others |= {f"{BEST}/{criterion}": load_file(best_files[criterion]) for criterion in validation.best}
     stopped = guard.stopped or validation.stopped
-    if stopped and validation.best:
-        average, update, weights = validation.best.average, validation.best.update, load_file(best_file)
+    if stopped and (best := validation.best.get("raw_loss")):
+        average, update, weights = best.average, best.update, others[f"{BEST}/raw_loss"]
     else:
         average, update = validation.chosen, module.update
         weights = averages.weights[average]
-    exported = {"average": average, "update": update}
-    return Outcome(weights, exported, averages.weights, module.update, checkpoints.seconds, stopped)
+    return Outcome(
+        weights=weights,
+        exported={"average": average, "update": update},
+        best={
+            criterion: {"value": best.value, "average": best.average, "update": best.update}
+            for criterion, best in validation.best.items()
+        },
+        others=others,
+        updates=module.update,
+        seconds=checkpoints.seconds,
+        stopped=stopped,
+    )
 
 
 def _warm_start(
@@ -275,11 +298,12 @@ def _warm_start(
         return _from_nv_generate(config, module, Path(name))
     folder = model_folder(name, config.flow.variant)
     weights, about = read_weights(folder)
-    load_weights(module.network, with_heads(weights, config.flow.two_heads), folder / WEIGHTS)
+    file, _ = model_files(folder)
+    load_weights(module.network, with_heads(weights, config.flow.two_heads), file)
     _check_meaning(config, described(about), name)
     if (other := about.get("codec", {}).get("sha256")) != codec["sha256"]:
         log.warning("train.warm_start %s was trained on latents of another codec (%s, here %s)", name, other, codec)
-    start = {"name": name, "variant": about["config"]["flow"]["variant"], "sha256": file_sha256(folder / WEIGHTS)}
+    start = {"name": name, "variant": about["config"]["flow"]["variant"], "sha256": file_sha256(file)}
     return start, {key: about["statistics"][key] for key in ("mean", "std")}
 
 
@@ -318,4 +342,4 @@ def _row(table: Path, exported: Mapping[str, Any]) -> dict[str, float | None]:
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     wanted = (str(exported["update"]), exported["average"])
     found = [row for row in rows if (row["step"], row["average"]) == wanted]
-    return {key: float(row[key]) if row[key] else None for row in found[-1:] for key in FIGURES}
+    return {key: float(row[key]) if row[key] else None for row in found[-1:] for key in MEASURED}

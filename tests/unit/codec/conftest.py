@@ -7,7 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torchvision.models import squeezenet1_1
 
+from neuromf.codec import perceptual
+from neuromf.codec.perceptual import SliceLpips
+from neuromf.codec.weights import BACKBONE, HEADS
+from neuromf.tables import file_sha256
 from neuromf.volume import write_volume
 
 Scans = Callable[..., list[Path]]
@@ -28,3 +34,22 @@ def scans(tmp_path: Path) -> Scans:
         return paths
 
     return make
+
+
+@pytest.fixture
+def lpips_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with random weights in the layouts of LPIPS's published files."""
+    torch.manual_seed(0)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.save(squeezenet1_1(weights=None).state_dict(), folder / BACKBONE)
+    channels = (64, 128, 256, 384, 384, 512, 512)
+    heads = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate(channels)}
+    torch.save(heads, folder / HEADS)
+    monkeypatch.setattr(perceptual, "BACKBONE_SHA256", file_sha256(folder / BACKBONE)[:8])
+    return folder
+
+
+@pytest.fixture
+def lpips(lpips_weights: Path) -> SliceLpips:
+    return SliceLpips.load(lpips_weights)

@@ -23,7 +23,8 @@ class Release:
         self.folder, self.write, self.codec, self.settings = tmp_path, write_brains, codec, settings
         self.reference = tmp_path / "reference.safetensors"
         self.parts = []
-        rows = [{"scan": f"s{i}", "codec": c, "psnr": 30.0 + i, "ssim": 0.9, "mae": 0.02}
+        rows = [{"scan": f"s{i}", "codec": c, "psnr": 30.0 + i, "ssim": 0.9, "mae": 0.02, "psnr_brain": 27.0 + i,
+                 "ssim_brain": 0.85, "lpips_sagittal": None, "lpips_coronal": None, "lpips_axial": None}
                 for i in range(3) for c in ("vae", "linear")]  # fmt: skip
         (tmp_path / "codec.json").write_text(json.dumps({"rows": rows}))
 
@@ -95,8 +96,21 @@ def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     assert figure(metrics, "copies", "closer_to_training_than_null", extractor="codec")["value"] == 1
     assert figure(metrics, "good", "closer_to_training_than_null", extractor="pixels")["value"] < 0.4
     assert figure(metrics, "good", "seconds_per_volume", "total")["value"] == pytest.approx(0.5)
-    assert figure(metrics, "reconstruction", "psnr")["value"] == pytest.approx(31)
-    assert figure(metrics, "linear_reconstruction", "ssim")["n"] == 3
+    assert figure(metrics, "reconstruction", "psnr", "brain_box")["value"] == pytest.approx(31)
+    assert figure(metrics, "reconstruction", "psnr", "brain")["value"] == pytest.approx(28)
+    assert figure(metrics, "linear_reconstruction", "ssim", "brain")["n"] == 3
+    unmeasured = figure(metrics, "reconstruction", "lpips", "axial")
+    assert np.isnan(unmeasured["value"]) and unmeasured["n"] == 3
+    # the codec repeats its blocks' means: less energy than real at mid frequencies, edges of blocks above them
+    assert figure(metrics, "reconstruction", "high_frequency_to_real")["n"] == 10
+    assert figure(metrics, "good", "high_frequency_to_real")["value"] == pytest.approx(1, abs=0.1)
+    to_codec = figure(metrics, "good", "high_frequency_to_reconstruction")["value"]
+    ratio = {run: figure(metrics, run, "high_frequency_ratio")["value"] for run in ("good", "reconstruction")}
+    assert to_codec == pytest.approx(ratio["good"] / ratio["reconstruction"])
+    spectra = [
+        row for path in release.parts for part in json.loads(path.read_text())["parts"] for row in part["spectra"]
+    ]
+    assert {row["run"] for row in spectra} == {"real", "reconstruction", "good", "copies", "large", "noise"}
 
     for metric in METRICS:
         assert figure(metrics, "good", metric, "volume", "codec")["n"] == 12

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from neuromf.evaluation.inference import mean_estimate, percentile_interval, resample_counts, share_estimate
+from neuromf.evaluation.inference import (
+    mean_estimate,
+    percentile_interval,
+    ratio_estimate,
+    resample_counts,
+    share_estimate,
+)
 
 
 def test_resamples_draw_n_scans_and_repeat(settings):
@@ -40,3 +46,22 @@ def test_distances_are_centred_on_their_value_and_cut_at_zero(settings):
     estimate = percentile_interval(1.0, draws, 10, settings, distance=True)
     assert estimate.low == 0 and estimate.high == pytest.approx(1 + 1.96, abs=0.15)
     assert percentile_interval(1.0, np.array([np.nan]), 10, settings).low is None
+
+
+def test_a_ratio_of_means_covers_the_truth_and_pairs_what_belongs_together(settings):
+    random = np.random.default_rng(0)
+    estimates = [ratio_estimate(random.normal(2, 0.5, 40), random.normal(4, 1, 30), settings) for _ in range(200)]
+    assert 0.88 < np.mean([e.low <= 0.5 <= e.high for e in estimates]) <= 0.99
+    scans = random.normal(4, 1, 20)
+    paired = ratio_estimate(0.5 * scans, scans, settings, paired=True)
+    assert paired.low == pytest.approx(0.5) and paired.high == pytest.approx(0.5) and paired.n == 20
+    apart = ratio_estimate(0.5 * scans, scans, settings)
+    assert apart.value == pytest.approx(0.5) and apart.high - apart.low > 0.05
+
+
+def test_a_ratio_needs_scans_on_both_sides(settings):
+    assert ratio_estimate([], [1.0, 2.0], settings).value is None
+    assert ratio_estimate([1.0, 2.0], [], settings).value is None
+    assert ratio_estimate([1.0, 2.0], [0.0, 0.0], settings).value is None
+    one = ratio_estimate([1.0], [2.0, 4.0], settings)
+    assert one.value == pytest.approx(1 / 3) and one.low is None

@@ -24,7 +24,7 @@ def test_files_are_described_in_their_order_and_features_cached(write_brains, co
     extractor = codec_extractor(codec)
     scans = describe_files(files, [extractor], tmp_path / "cache", GRID, label="real")
     assert scans.ids == tuple(files) and scans.features.shape == (3, 64) and scans.thumbnails.shape == (3, 32, 32, 32)
-    assert scans.tissue("brain") == pytest.approx(scans.tissues[:, 0])
+    assert scans.tissue("brain") == pytest.approx(scans.tissues[:, 0]) and scans.spectra.shape == (3, 16)
     again = describe_files(files, [extractor], tmp_path / "cache", GRID, label="real")
     assert codec.encoded == 3 and (again.features == scans.features).all()
 
@@ -73,7 +73,8 @@ def test_reference_is_the_same_after_reading_and_tied_to_its_codec(write_brains,
     write_reference(tmp_path / "reference.safetensors", reference)
     found = read_reference(tmp_path / "reference.safetensors", [extractor])
     assert found.grid == GRID and len(found.every) == 6 and found.held_out.ids[0] == "sub-004_T1w"
-    assert (found.splits["train"].thumbnails == splits["train"].thumbnails).all()
+    for name in ("features", "thumbnails", "tissues", "spectra"):
+        assert (getattr(found.splits["train"], name) == getattr(splits["train"], name)).all()
     assert (found.test_rows["codec"][VOLUME].values == splits["test"].features).all()
     assert found.splits["val"].hashes == splits["val"].hashes
     codec.sha256 = "1" * 64

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
-from typing import Literal
+import copy
+import shutil
+from typing import Any, Literal
 
 import pytest
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
 from neuromf.config import Network
-from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, TimeSampler
+from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, TimeSampler, tangent
 from neuromf.flow.network import Waves
+from neuromf.flow.tangent import Pair
 
 SMALL = Network(channels=(8, 16), attention=(False, True), head_channels=(0, 8), residual_blocks=1, norm_groups=4)
 MIDDLE = Network(
@@ -192,3 +195,58 @@ def test_loss_is_finite_on_latents_of_the_published_size() -> None:
 def test_a_side_the_levels_cannot_halve_is_refused(unet: MeanFlowUNet) -> None:
     with pytest.raises(ValueError, match="multiple of 2"):
         unet(torch.randn(1, 4, 8, 9, 8), torch.zeros(1), torch.ones(1))
+
+
+def loss_and_gradient(network: MeanFlowUNet, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    loss = MeanFlowObjective(**how)(network, *batch(4)).loss
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_compiled_passes_are_whole_graphs_with_the_same_gradients(unet: MeanFlowUNet, recomputing: bool) -> None:
+    compiled = copy.deepcopy(unet)
+    if recomputing:
+        compiled.recompute_activations()
+    compiled.compile_passes("aot_eager")
+    assert compiled.state_dict().keys() == unet.state_dict().keys()
+    loss, gradient = loss_and_gradient(unet)
+    its_loss, its_gradient = loss_and_gradient(compiled)
+    torch.testing.assert_close(its_loss, loss, rtol=1e-5, atol=0)
+    assert float((its_gradient - gradient).norm() / gradient.norm()) < 1e-5
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with a C++ compiler")
+def test_inductor_gives_the_same_norm_and_silu_with_tangent_and_gradient() -> None:
+    """What inductor makes of its own here; convolutions and products are calls of the same libraries."""
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(2, 4)
+    x, dx = torch.randn(2, 2, 4, 4, 4, 4)
+
+    def layers(x: torch.Tensor, dx: torch.Tensor) -> Pair:
+        return tangent.silu(tangent.group_norm(norm, Pair(x, dx)))
+
+    found = []
+    for function in (layers, torch.compile(layers, fullgraph=True, dynamic=False)):
+        norm.zero_grad()
+        point = x.clone().requires_grad_()
+        value, slope = function(point, dx)
+        value.square().sum().backward()
+        found.append([value.detach(), slope, point.grad, norm.weight.grad, norm.bias.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_network_takes_other_weights_and_back() -> None:
+    """As validation swaps the averaged weights in."""
+    level = Network(channels=(4,), attention=(False,), head_channels=(4,), residual_blocks=1, norm_groups=2)
+    plain, compiled = MeanFlowUNet(level), MeanFlowUNet(level)
+    compiled.compile_passes("aot_eager")
+    own = {name: torch.randn_like(value) for name, value in plain.state_dict().items()}
+    other = {name: torch.randn_like(value) for name, value in own.items()}
+    z, _, r, t = batch()
+    for weights in (own, other, own):
+        for network in (plain, compiled):
+            network.load_state_dict(weights)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(z, r, t), plain(z, r, t), rtol=1e-5, atol=1e-5)

@@ -57,6 +57,27 @@ def test_each_layer_equals_func_jvp(layer: str) -> None:
     torch.testing.assert_close(found.tangent, slope, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_under_bf16_autocast_each_value_is_the_layers_own_and_each_tangent_float32(layer: str) -> None:
+    ours, function, shapes = LAYERS[layer]
+    modules = (LINEAR, CONV, NORM, ATTENTION, SAME, DOWN, UP)
+    inputs = [Pair(*(x.float() for x in pair)) for pair in pairs(*shapes)]
+    for module in modules:
+        module.float()
+    try:
+        _, exact = torch.func.jvp(function, *map(tuple, zip(*inputs, strict=True)))
+        ATTENTION.attn.use_flash_attention = True  # as in a pass outside torch.func
+        with torch.autocast("cpu", torch.bfloat16):
+            value, found = function(*(x.value for x in inputs)), ours(*inputs)
+    finally:
+        ATTENTION.attn.use_flash_attention = False
+        for module in modules:
+            module.double()
+    assert found.value.dtype == value.dtype and torch.equal(found.value, value)
+    assert found.tangent.dtype == torch.float32
+    assert float((found.tangent - exact).norm() / exact.norm()) < 0.02
+
+
 @pytest.mark.parametrize("attention", [(False, False, True), (True, False, True), (False, False, False)])
 @pytest.mark.parametrize("prediction", ["x", "u"])
 @pytest.mark.parametrize("time", ["neuromf", "maisi"])

@@ -37,11 +37,18 @@ def make_metrics(nfes=(1, 2)):
     for run in ("reconstruction", "linear_reconstruction"):
         add(run, None, None, "psnr", "brain_box", 27.5)
         add(run, None, None, "ssim", "brain_box", 0.91)
+        add(run, None, None, "psnr", "brain", 24.5)
+        add(run, None, None, "ssim", "brain", 0.88)
         add(run, None, None, "mae", "brain", 0.03)
+        for plane in ("sagittal", "coronal", "axial"):
+            add(run, None, None, "lpips", plane, None)
+    for run, value in (("real", 0.1), ("reconstruction", 0.08), ("noise", 0.3)):
+        add(run, None, None, "high_frequency_ratio", "volume", value, half=0.01)
     for run in ("meanflow", "rectified_flow"):
         for nfe in nfes:
             add(run, 0, nfe, "frechet_distance", "volume", 2.0 if run == "meanflow" else 4.0, "codec")
             add(run, 0, nfe, "kernel_distance", "volume", None, "codec")
+            add(run, 0, nfe, "high_frequency_to_reconstruction", "volume", 0.77, half=0.01)
             add(run, 0, nfe, "brain_volume_in_real_range", "brain", 0.9)
             add(run, 0, nfe, "closer_to_training_than_null", "brain", 0.06, "pixels")
             for stage, seconds in (("network", 0.1 * nfe), ("decode", 0.5), ("total", 0.5 + 0.1 * nfe)):
@@ -50,6 +57,31 @@ def make_metrics(nfes=(1, 2)):
     return pd.DataFrame(rows, columns=columns).astype(
         {"seed": "Int64", "nfe": "Int64", "value": float, "ci_low": float}
     )
+
+
+def make_latents(channels=4, scans=20):
+    """A description of latents as the evaluation writes it; without intervals and components for fewer than two scans."""
+    low, high = (0.1, 0.3) if scans > 1 else (None, None)
+    rows = [
+        {"figure": name, "channel": c, "value": 0.2, "ci_low": low, "ci_high": high, "n": scans}
+        for name in ("mean", "std", "skewness", "kurtosis", "kolmogorov_smirnov") for c in range(channels)
+    ]  # fmt: skip
+    whole = {"channel": None, "ci_low": low, "ci_high": high, "n": scans}
+    rows.append({"figure": "effective_dimension_channels", "value": 2.5} | whole)
+    rows.append({"figure": "effective_dimension_scans", "value": 9.1 if scans > 1 else None} | whole)
+    return {
+        "n": scans, "figures": rows, "edges": np.linspace(-6, 6, 241).tolist(),
+        "density": np.full((channels, 240), 1 / 12).tolist(), "correlation": np.eye(channels).tolist(),
+        "channel_pca": [1 / channels] * channels,
+        "scan_pca": {"scans": scans, "explained": [0.1] * 10 if scans > 1 else []},
+    }  # fmt: skip
+
+
+GATE = """figure\tmean\tci_low\tci_high\tn\tthreshold\tverdict
+ssim_brain\t0.91\t0.9\t0.92\t6\t≥ 0.9\tpassed
+psnr_brain\t24.5\t24.1\t24.9\t6\t≥ 30\tfailed
+lpips_axial\tn/a\tn/a\tn/a\t0\t≤ 0.1\tnot measured
+"""
 
 
 def make_scans(nfes=(1, 2)):
@@ -66,6 +98,42 @@ def make_scans(nfes=(1, 2)):
             row["nearest_distance_codec"] = random.uniform(1, 2) if known else np.nan
             rows.append(row)
     return pd.DataFrame(rows).astype({"seed": "Int64", "nfe": "Int64"})
+
+
+def make_spectra(nfes=(1, 2)):
+    """Spectra on a grid of 32 voxels of 6 mm: 16 shells."""
+    k = (np.arange(16) + 0.5) / 16 * 0.5 / 6
+    sets = [("real", None, None, 1.0), ("reconstruction", None, None, 0.8), ("noise", None, None, 2.0)]
+    sets += [(run, 0, nfe, 0.5) for run in ("meanflow", "rectified_flow") for nfe in nfes]
+    rows = []
+    for run, seed, nfe, share in sets:
+        power = share * np.exp(-40 * k)
+        shown = {"power": power}
+        if run != "real":
+            shown["power_to_real"] = np.full(16, share)
+        if run not in ("real", "reconstruction"):
+            shown["power_to_reconstruction"] = np.full(16, share / 0.8)
+        for spectrum, values in shown.items():
+            rows += [("demo", run, seed, nfe, spectrum, f, v, 0.9 * v, 1.1 * v, 16)
+                     for f, v in zip(k, values, strict=True)]  # fmt: skip
+    columns = ["release", "run", "seed", "nfe", "spectrum", "cycles_per_mm", "value", "ci_low", "ci_high", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64", "nfe": "Int64"})
+
+
+@pytest.fixture
+def latent_content():
+    return make_latents
+
+
+@pytest.fixture
+def gate(tmp_path):
+    (tmp_path / "codec_gate.tsv").write_text(GATE)
+    return tmp_path / "codec_gate.tsv"
+
+
+@pytest.fixture
+def spectra_table():
+    return make_spectra()
 
 
 @pytest.fixture
@@ -111,17 +179,21 @@ def manifests(tmp_path):
 
 
 @pytest.fixture
-def evaluated(tmp_path, metrics, scans, manifests):
+def evaluated(tmp_path, metrics, scans, manifests, gate, spectra_table):
     """Everything a report is made of, on disk."""
     paths = SimpleNamespace(
         release_table=tmp_path / "demo.tsv", metrics=tmp_path / "metrics.parquet", scans=tmp_path / "scans.parquet",
-        reconstructions=tmp_path / "reconstructions", samples={}, training={}, manifests=manifests,
+        reconstructions=tmp_path / "reconstructions", samples={}, training={}, manifests=manifests, codec_gate=gate,
+        codec_picture=tmp_path / "codec_worst.png", latents=tmp_path / "latents.json", spectra=tmp_path / "spectra.parquet",
         config=Config(runs={"meanflow": {}, "rectified_flow": {}}).model_dump(mode="json"),
     )  # fmt: skip
     splits = ["train", "train", "val", "test"]
     write_release(paths.release_table, [ReleaseRow(str(i), None, "T1w", "demo", s) for i, s in enumerate(splits)])
     metrics.to_parquet(paths.metrics)
     scans.to_parquet(paths.scans)
+    spectra_table.to_parquet(paths.spectra)
+    paths.latents.write_text(json.dumps(make_latents()))
+    paths.codec_picture.write_bytes(b"\x89PNG of the worst scans")
     provenance = [{"codec_sha256": "c" * 64}]
     paths.metrics.with_suffix(".json").write_text(json.dumps({"provenance": provenance, "rows": []}))
     for kind in ("real", "reconstruction"):
@@ -138,7 +210,11 @@ def evaluated(tmp_path, metrics, scans, manifests):
             {"step": steps, "raw_fm": 1 / steps, "raw_mf": 2 / steps if run == "meanflow" else np.nan}
         )
         losses.to_csv(folder / "metrics.csv", index=False)
-        validation = [losses.iloc[::5].assign(average=average) for average in ("0.05", "online")]
+        (folder / "progress").mkdir()
+        for update in (20, 40, 60, 80):
+            (folder / "progress" / f"update-{update:06d}.png").write_bytes(b"picture")
+        distances = {"0.05": 0.25, "online": 0.5}
+        validation = [losses.iloc[4::5].assign(average=a, sample_distance=d) for a, d in distances.items()]
         pd.concat(validation).to_csv(folder / "val.csv", index=False)
         start = {"name": "demo", "variant": "imf", "sha256": "d" * 64} if run == "meanflow" else None
         training = {"parameters": 1234567, "updates": 100, "seconds": 90.0, "device": "cpu", "warm_start": start}

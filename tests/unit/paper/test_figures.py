@@ -33,9 +33,13 @@ def test_figures_draw_with_missing_values_and_few_scans(metrics, scans):
 def test_training_curves_draw_nan_and_empty_tables():
     steps = np.arange(5)
     train = pd.DataFrame({"step": steps, "raw_fm": 1.0 / (steps + 1), "raw_mf": np.nan})
-    empty = pd.DataFrame({"step": [], "raw_fm": [], "raw_mf": []})
-    figure = figures.training_curves({"rectified flow": (train, empty)})
-    assert len(figure.axes) == 2
+    val = pd.DataFrame({"step": [2, 2, 4, 4], "average": ["0.1", "online"] * 2, "raw_fm": [0.5, 0.6, 0.3, 0.4]})
+    val = val.assign(raw_mf=np.nan, sample_distance=[0.2, 0.3, -0.01, 0.1])
+    figure = figures.training_curves({"a": (train, val, "0.1"), "b": (train, val.iloc[:0], "0.1")})
+    fm, mf, distance = figure.axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in fm.lines}
+    assert drawn["a: average"] == [0.5, 0.3] and drawn["a: weights themselves"] == [0.6, 0.4]
+    assert list(distance.lines[0].get_ydata()) == [0.2, -0.01] and fm.get_yscale() == "log"
     style.as_svg(figure)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neuromf.config import Augmentation, ConfigError, validate
-from neuromf.training.augment import augment, mix
+from neuromf.training.augment import augment, distinct_versions, mix
 
 OFF = {"flip_left_right": 0.0}
 OPERATIONS = (
@@ -146,3 +146,15 @@ def test_unusable_settings_are_refused_with_a_remedy() -> None:
         validate(flat)
     with pytest.raises(ConfigError, match=r"train\.flip_probability: unknown key"):
         validate({"train": {"flip_probability": 0.5}})
+
+
+def test_number_of_distinct_versions() -> None:
+    assert distinct_versions(Augmentation()) == 1
+    assert distinct_versions(only(flip_left_right=0.5)) == pytest.approx(2)
+    assert distinct_versions(only(flip_left_right=1.0)) == 1
+    assert distinct_versions(only(flip_left_right=0.1)) == pytest.approx(0.1**-0.1 * 0.9**-0.9)
+    flips = {"flip_left_right": 0.5, "flip_anterior_posterior": 0.5, "flip_inferior_superior": 0.5}
+    assert distinct_versions(only(**flips)) == pytest.approx(8)
+    # two flips of the axial plane are half a turn: 4 × 4 ways to go, 8 versions of the plane
+    assert distinct_versions(only(**flips, rotate_axial=0.75)) == pytest.approx(16)
+    assert distinct_versions(only(scale=1.0, noise=1.0, mixup=1.0)) == 1

@@ -76,6 +76,8 @@ def test_demo_means_the_shipped_model_of_the_variant() -> None:
     assert model_folder("demo", "rectified_flow").name == "rectified_flow"
     assert model_folder("demo", "meanflow") == model_folder("demo", "imf") == model_folder("demo")
     assert model_folder("demo").parent.name == "demo"
+    assert model_folder("demo/averages/online.safetensors") == model_folder("demo") / "averages" / "online.safetensors"
+    assert model_folder("./demo") == Path("./demo") and model_folder("demonstration") == Path("demonstration")
 
 
 def test_unusable_folders_are_refused(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from neuromf.config import Config, ConfigError, validate
+from neuromf.training.checkpoint import Progress
 from neuromf.training.module import (
     BatchStream,
     FlowModule,
@@ -15,6 +17,7 @@ from neuromf.training.module import (
     generator_for,
     mf_weight,
 )
+from neuromf.training.resumption import MOMENTS, Resumption
 
 NETWORK = {
     "channels": [4, 8],
@@ -52,6 +55,26 @@ def test_norms_and_biases_do_not_decay() -> None:
     decayed, others = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in others["params"])
+
+
+def test_a_restored_optimiser_lies_where_the_weights_are() -> None:
+    """Checkpoints are read on a CPU; the fused optimiser counts on the weights' device (`meta` stands for a GPU)."""
+    module = FlowModule(config(), seed=0)
+    names = [name for name, _ in module.network.named_parameters()]
+    moments = {f"optimizer.{name}.{moment}": torch.zeros(()) for name in names for moment in MOMENTS}
+    optimizer = module.to("meta").configure_optimizers()
+    Resumption(Progress(3, 1.0, moments)).on_fit_start(SimpleNamespace(optimizers=[optimizer]), module)  # type: ignore[arg-type]
+    restored = [value for state in optimizer.state.values() for value in state.values()]
+    assert len(restored) == len(names) * len(MOMENTS) and all(value.device.type == "meta" for value in restored)
+    assert optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize("setting", ["checkpointing", "compile"])
+def test_ways_of_running_leave_the_names_of_the_weights(setting: str) -> None:
+    plain, changed = FlowModule(config(), seed=0), FlowModule(config(**{setting: True}), seed=0)
+    assert plain.state_dict().keys() == changed.state_dict().keys()
+    ways = [vars(module).get("forward") for module in changed.network.modules()]
+    assert any(ways) and not any(vars(module).get("forward") for module in plain.network.modules())
 
 
 def test_weights_depend_on_the_seed_only() -> None:

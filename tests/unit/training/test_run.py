@@ -2,25 +2,30 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from neuromf.config import Config, validate
-from neuromf.training import callbacks
-from neuromf.training.checkpoint import CheckpointError, load_model
+from neuromf.flow import MeanFlowUNet
+from neuromf.training import logbook, validation
+from neuromf.training.checkpoint import CheckpointError, load_model, tensors_sha256
 from neuromf.training.interruption import Interrupted, NoProgressError
-from neuromf.training.run import train_run
+from neuromf.training.module import BatchStream, FlowModule, generator_for
+from neuromf.training.run import NormalisedLatents, train_run
 
 SETTINGS: dict[str, Any] = {
     "preprocess": {"conform": {"shape": [32, 32, 32]}},
@@ -89,7 +94,16 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-callbacks.VALIDATION_ROWS = 2  # enough for these tests
+validation.VALIDATION_ROWS = 2  # enough for these tests
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that another process gives the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -99,20 +113,28 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def state(folder: Path) -> dict[str, Any]:
+    """What the last checkpoint holds: weights, averages and optimiser, and what guard and validation remember."""
+    progress = load_file(last := max((folder / "checkpoints").glob("update-*")))
+    with safe_open(last, framework="pt") as file:
+        about = file.metadata()
+    return {"tensors": tensors_sha256(progress), "update": about["update"], "notes": json.loads(about["notes"])}
+
+
 class Stop(Exception):
     pass
 
 
 def at_update(monkeypatch: pytest.MonkeyPatch, update: int, act: Callable[[], None]) -> None:
     """Do something right after an update, before its checkpoint."""
-    before: Callable[..., None] = callbacks.Logbook.on_train_batch_end
+    before: Callable[..., None] = logbook.Logbook.on_train_batch_end
 
     def then(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
         before(self, trainer, module, *rest)
         if module.update == update:
             act()
 
-    monkeypatch.setattr(callbacks.Logbook, "on_train_batch_end", then)
+    monkeypatch.setattr(logbook.Logbook, "on_train_batch_end", then)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
@@ -137,13 +159,85 @@ def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
     last = {row["average"]: float(row["raw_fm"]) + float(row["raw_mf"]) for row in validation[4:7]}
     assert model.training["exported"]["average"] == min(last, key=lambda name: last[name])
     averages = {path.stem: load_file(path) for path in (undisturbed / "model" / "averages").iterdir()}
-    assert sorted(averages) == names[:3]
+    assert sorted(averages) == names
     assert same(weights(undisturbed), averages[model.training["exported"]["average"]])
     assert not same(averages["0.05"], averages["0.2"])
+    training = model.training
+    values = {
+        "raw_loss": lambda row: float(row["raw_fm"]) + float(row["raw_mf"]),
+        "sample_distance": lambda row: float(row["sample_distance"]),
+    }
+    for criterion, value in values.items():
+        row = min((row for row in validation if row["average"] != "online"), key=value)
+        best = training["best"][criterion]
+        assert (best["average"], str(best["update"])) == (row["average"], row["step"]), criterion
+        assert best["value"] == pytest.approx(value(row), rel=1e-4)
+        kept = load_model(undisturbed / "model" / "best" / f"{criterion}.safetensors")
+        if best["update"] == 8:
+            assert same(dict(kept.network.state_dict()), averages[best["average"]])
+    assert training["validation"]["sample_distance"] > 0
     of_one = load_model(undisturbed / "model" / "averages" / "0.2.safetensors")
     assert same(dict(of_one.network.state_dict()), averages["0.2"])
     assert all(float(row["raw_mf"]) > 0 and float(row["samples_per_second"]) > 0 for row in metrics)
     assert list((undisturbed / "model" / "tensorboard").iterdir())
+
+
+def test_a_logged_row_is_what_its_updates_were(tmp_path: Path) -> None:
+    """Two updates of one row, computed again by hand."""
+    changes = {"updates": 2, "ema_half_lives": [1.0], "gradient_clip": 1.0, "augmentation": {"flip_left_right": 0.5}}
+    settings = config(train=changes, flow={"channel_weights": [1.0, 2.0, 3.0, 4.0], "fm_rows": "r_equals_t"})
+    train(tmp_path, settings)
+    (row,) = (
+        {key: float(value or "nan") for key, value in r.items()} for r in rows(tmp_path / "model" / "metrics.csv")
+    )
+    module = FlowModule(settings, seed=0)
+    latents = NormalisedLatents(Latents(5, 0), STATISTICS)
+    optimizer = module.configure_optimizers()
+    weight, average = (torch.cat([p.detach().flatten() for p in module.network.parameters()]) for _ in range(2))
+    outputs, times, norms = [], [], []
+    for module.update, batch in enumerate(BatchStream(5, 2, 0, 0, 2)):
+        optimizer.zero_grad()
+        module.training_step(torch.stack([latents[i] for i in batch]), 0).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = module.learning_rate()
+        before = weight
+        optimizer.step()
+        weight = torch.cat([p.detach().flatten() for p in module.network.parameters()])
+        decay = min(0.5 ** (1 / 2), (2 + module.update) / (11 + module.update))
+        average = decay * average + (1 - decay) * weight
+        outputs.append(module.output)
+        times.append(module.drawn)
+    r, t = (torch.cat(parts) for parts in zip(*times, strict=True))
+    expected = {
+        name: torch.stack([getattr(output, name).detach() for output in outputs]).mean() for name in logbook.FIGURES
+    }
+    lambdas = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for term in ("fm", "mf"):
+        losses = torch.cat([getattr(output, f"{term}_rows") for output in outputs])
+        expected |= {f"raw_{term}_c{c}": losses[:, c].nanmean() for c in range(4)}
+        for part in range(4):
+            inside = (t >= part / 4) & ((t < (part + 1) / 4) | (part == 3))
+            expected[f"raw_{term}_t{part}"] = (losses[inside] * lambdas).sum(1).nanmean()
+    expected |= {
+        "r_equals_t": torch.tensor(0.5),
+        "grad_norm": torch.tensor(norms).mean(),
+        "clipped_share": (torch.tensor(norms) > 1).float().mean(),
+        "update_norm": (weight - before).norm() / before.norm(),
+        "ema_distance_1": (average - weight).norm() / weight.norm(),
+        "effective_samples": torch.tensor(10.0),
+        "skipped": torch.tensor(0.0),
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(float(value), rel=2e-4, nan_ok=True), name
+    assert row["raw_fm"] == pytest.approx(sum((c + 1) * row[f"raw_fm_c{c}"] for c in range(4)), rel=1e-3)
+    assert 10 < row["peak_memory_mb"] < 1e5 and set(row) == {
+        *expected,
+        "step",
+        "lr",
+        "samples_per_second",
+        "peak_memory_mb",
+    }
 
 
 def test_the_same_seed_gives_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
@@ -164,7 +258,9 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(
     assert [row["step"] for row in rows(tmp_path / "checkpoints" / "metrics.csv")] == ["2", "4"]
     train(tmp_path)
     assert same(weights(undisturbed), weights(tmp_path))
-    assert [row["step"] for row in rows(tmp_path / "model" / "metrics.csv")] == ["2", "4", "6", "8"]
+    ours, expected = (rows(folder / "model" / "metrics.csv") for folder in (tmp_path, undisturbed))
+    machine = dict.fromkeys(("samples_per_second", "peak_memory_mb"))
+    assert [row | machine for row in ours] == [row | machine for row in expected]
     assert rows(tmp_path / "model" / "val.csv") == rows(undisturbed / "model" / "val.csv")
 
 
@@ -199,8 +295,22 @@ def test_sigkill_at_any_moment_is_resumed(undisturbed: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait()
     train(tmp_path)
-    ours, expected = weights(tmp_path), weights(undisturbed)
-    assert all(torch.allclose(ours[name], expected[name], atol=1e-5) for name in expected)
+    assert state(tmp_path) == state(undisturbed)
+    assert same(weights(undisturbed), weights(tmp_path))
+    assert rows(tmp_path / "model" / "val.csv") == rows(undisturbed / "model" / "val.csv")
+
+
+def test_the_guard_goes_on_in_the_middle_of_its_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoint after 4 updates of a window of 3; its first mean is of updates 4 to 6."""
+    settings = config(train={"checkpoint_every": 4, "guard": {"window": 3, "warn_at": [1.0001], "stop_at": 100.0}})
+    train(tmp_path / "undisturbed", settings)
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "interrupted", settings)
+    assert len(state(tmp_path / "interrupted")["notes"]["guard"]["window"]) == 1
+    train(tmp_path / "interrupted", settings)
+    assert state(tmp_path / "interrupted") == state(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -304,6 +414,15 @@ def test_channels_weighted_by_their_inverse_variance(tmp_path: Path) -> None:
     assert sum(found) == pytest.approx(4) and found[2] / found[3] == pytest.approx((std[3] / std[2]) ** 2)
 
 
+def test_a_run_goes_on_from_the_weights_that_are_no_average(undisturbed: Path, tmp_path: Path) -> None:
+    online = undisturbed / "model" / "averages" / "online.safetensors"
+    figures = train(tmp_path, config(train={"warm_start": str(online), "updates": 1, "learning_rate": 1e-9}))
+    assert figures["warm_start"]["sha256"] == hashlib.sha256(online.read_bytes()).hexdigest()
+    begun, file = weights(tmp_path), load_file(online)
+    assert all(torch.allclose(begun[name], file[name], atol=1e-6) for name in file)
+    assert not same(file, weights(undisturbed))
+
+
 def test_another_architecture_is_no_warm_start(undisturbed: Path, tmp_path: Path) -> None:
     settings = config(network={"channels": [8, 8]}, train={"warm_start": str(undisturbed / "model")})
     with pytest.raises(CheckpointError, match=r"model\.safetensors fits another network: .* has shape"):
@@ -315,6 +434,36 @@ def test_another_architecture_is_no_warm_start(undisturbed: Path, tmp_path: Path
 def test_bf16_trains(tmp_path: Path) -> None:
     train(tmp_path, config(train={"precision": "bf16", "updates": 2}))
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in weights(tmp_path).values())
+
+
+def test_recomputed_activations_change_no_weight_and_no_checkpoint(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputing = config(train={"checkpointing": True})
+    train(tmp_path / "whole", recomputing)
+    assert same(weights(undisturbed), weights(tmp_path / "whole"))
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "switched", recomputing)
+    train(tmp_path / "switched")  # goes on from update 3 without
+    assert rows(tmp_path / "switched" / "model" / "metrics.csv")[0]["step"] == "2"
+    assert same(weights(undisturbed), weights(tmp_path / "switched"))
+
+
+def test_a_compiled_run_trains_and_validates_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = partialmethod(MeanFlowUNet.compile_passes, "aot_eager")  # inductor takes minutes
+    monkeypatch.setattr(MeanFlowUNet, "compile_passes", traced)
+    level = {"channels": [4], "attention": [False], "head_channels": [0]}
+    for name in ("plain", "compiled"):
+        train(tmp_path / name, config(network=level, train={"updates": 1, "compile": name == "compiled"}))
+    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[name], compiled[name], atol=1e-6) for name in plain)
+    validations = [rows(tmp_path / name / "model" / "val.csv") for name in ("plain", "compiled")]
+    assert len(validations[0]) == 4
+    for one, other in zip(*validations, strict=True):
+        assert float(other["raw_mf"]) == pytest.approx(float(one["raw_mf"]), rel=1e-4)
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -341,12 +490,83 @@ def test_the_guard_stops_a_climbing_raw_loss_and_exports_the_best(tmp_path: Path
     changes = {"updates": 60, "learning_rate": 0.5, "warmup_updates": 0, "validate_every": 1, "gradient_clip": 1e9}
     settings = config(train=changes | {"schedule": "constant", "guard": {"window": 2}})
     figures = train(tmp_path, settings)
-    assert figures["updates"] < 60 and figures["stopped"].startswith("divergence: raw loss")
+    assert figures["updates"] < 60 and figures["stopped"].startswith("divergence: raw_")
     validation = [row for row in rows(tmp_path / "model" / "val.csv") if row["average"] != "online"]
     best = min(validation, key=lambda row: float(row["raw_fm"]) + float(row["raw_mf"]))
     assert figures["exported"] == {"average": best["average"], "update": int(best["step"])}
     assert figures["validation"]["raw_fm"] == float(best["raw_fm"])
+    assert same(weights(tmp_path), load_file(tmp_path / "model" / "best" / "raw_loss.safetensors"))
     assert max(float(row["loss"]) for row in rows(tmp_path / "model" / "metrics.csv")) < 2.01
+
+
+FAULTY = ({"prediction": "u", "jvp": "finite_difference", "norm_p": 1.0}, {"schedule": "constant"})
+SANE = ({"prediction": "x", "jvp": "exact", "norm_p": 0.5}, {"schedule": "cosine"})
+
+
+def first_full_run(folder: Path, flow: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
+    """The first full run of the method at small scale: a latent that is all there is to learn, at a rate of 0.02."""
+    latents = Latents(8, 7, side=4)
+    latents.values[:] = latents.values[:1].clone()
+    changes = {"updates": 60, "batch_size": 4, "learning_rate": 0.02, "warmup_updates": 10, "validate_every": 10}
+    settings = config(
+        preprocess={"conform": {"shape": [16, 16, 16]}},
+        network={"channels": [8, 16]},
+        flow=flow,
+        train=changes | schedule | {"guard": {"window": 10}},
+    )
+    statistics = {"mean": [0.0] * 4, "std": [1.0] * 4}
+    return train(folder, settings, train=latents, val=latents, statistics=statistics)
+
+
+def test_the_hidden_divergence_of_the_first_full_run_is_stopped(tmp_path: Path) -> None:
+    figures = first_full_run(tmp_path, *FAULTY)
+    metrics = [{key: float(row[key]) for key in ("loss", "raw_mf")} for row in rows(tmp_path / "model" / "metrics.csv")]
+    assert max(row["loss"] for row in metrics) < 2, "what is minimised shows nothing"
+    raw_mf = [row["raw_mf"] for row in metrics]
+    assert max(raw_mf[5:]) > 10 * min(raw_mf), "while the raw loss leaps"
+    assert figures["updates"] < 60 and figures["stopped"].startswith("divergence: raw_mf")
+    about = json.loads((tmp_path / "model" / "model.json").read_text(encoding="utf-8"))
+    assert about["training"]["stopped"] == figures["stopped"]
+    assert figures["exported"]["update"] == figures["best"]["raw_loss"]["update"] <= figures["updates"]
+    assert same(weights(tmp_path), load_file(tmp_path / "model" / "best" / "raw_loss.safetensors"))
+
+
+def test_sane_settings_do_not_diverge(tmp_path: Path) -> None:
+    """The same network, latent and rate."""
+    figures = first_full_run(tmp_path, *SANE)
+    raw_mf = [float(row["raw_mf"]) for row in rows(tmp_path / "model" / "metrics.csv")]
+    assert figures["updates"] == 60 and figures["stopped"] is None
+    assert max(raw_mf[-5:]) < 0.1 * raw_mf[0]
+
+
+def test_pictures_of_one_step_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the chosen average, in the codec's scale; those beyond the checkpoint are drawn again."""
+    drawn: list[torch.Tensor] = []
+
+    def picture(latents: torch.Tensor) -> bytes:
+        drawn.append(latents)
+        return b"picture"
+
+    settings, folder = config(train={"samples_every": 4}), tmp_path / "model" / "progress"
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path, settings, picture=picture)
+    assert [path.name for path in folder.iterdir()] == ["update-000004.png"]
+    assert train(tmp_path, settings, picture=picture)["updates"] == 8
+    assert sorted(path.name for path in folder.iterdir()) == ["update-000004.png", "update-000008.png"]
+    assert len(drawn) == 3 and torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    model = load_model(tmp_path / "model")
+    noise = torch.randn(4, 4, 8, 8, 8, generator=generator_for(torch.device("cpu"), 0, "samples"))
+    expected = model.denormalise(noise - model.velocity(noise, torch.zeros(4), torch.ones(4)))
+    assert torch.allclose(drawn[2], expected, atol=1e-4)
+
+
+def test_pictures_never_end_a_training(tmp_path: Path) -> None:
+    def picture(latents: torch.Tensor) -> bytes:
+        raise torch.OutOfMemoryError("none left")
+
+    assert train(tmp_path, config(train={"samples_every": 4}), picture=picture)["updates"] == 8
 
 
 def test_patience_stops_early(tmp_path: Path) -> None:
@@ -377,7 +597,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_left_out(undisturbed: Path, tmp_path
 
 def test_a_release_without_validation_scans_trains(tmp_path: Path) -> None:
     figures = train(tmp_path, config(train={"updates": 1}), val=Latents(0, 0))
-    assert figures["validation"] == {} and rows(tmp_path / "model" / "val.csv") == []
+    assert figures["validation"] == figures["best"] == {} and rows(tmp_path / "model" / "val.csv") == []
 
 
 def test_unusable_latents_are_refused(tmp_path: Path) -> None:
@@ -399,8 +619,6 @@ def test_the_model_is_the_moving_average(tmp_path: Path) -> None:
 
 
 def weights_at_start(settings: Config) -> dict[str, torch.Tensor]:
-    from neuromf.training.module import FlowModule
-
     return FlowModule(settings, seed=0).network.state_dict()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +9,17 @@ import pytest
 import torch
 from scipy import stats
 
-from neuromf.flow import FlatTorus, MeanFlowObjective, TimeSampler, sample
-from neuromf.training.toy import SmallNetwork, torus_experiment, train_small
+from neuromf.flow import FlatTorus, TimeSampler, sample
+from neuromf.training.toy import (
+    PREDICTIONS,
+    Prediction,
+    SmallNetwork,
+    gaussian_error,
+    judge_torus,
+    learn_torus,
+    mirrored_batch,
+    torus_experiment,
+)
 
 
 def test_tangent_equals_func_jvp() -> None:
@@ -31,14 +41,30 @@ def test_the_torus_is_at_distance_zero_and_its_angles_are_uniform() -> None:
     assert float(torus.distance(2 * x).mean()) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_one_step_samples_lie_on_the_torus() -> None:
-    torus = FlatTorus()
-    velocity, losses = train_small(
-        torus.sample, MeanFlowObjective("u", t_min=0.0, norm_p=0.5), TimeSampler("uniform", t_min=0.0)
-    )
-    x = sample(velocity, torch.randn(2000, 4, generator=torch.Generator().manual_seed(1)))
-    assert float(torus.distance(x).mean()) < 0.1
-    assert all(stats.kstest(angle.numpy(), "uniform").pvalue > 0.01 for angle in torus.angles(x).unbind(1))
+@pytest.mark.parametrize("rows", [2, 8])
+def test_a_batch_has_each_draw_with_its_noise_and_the_opposite(rows: int) -> None:
+    z0, noise, r, t = mirrored_batch(FlatTorus().sample, TimeSampler(), rows, torch.Generator().manual_seed(0))
+    assert len(z0) == len(noise) == len(r) == len(t) == rows
+    for value, sign in ((z0, 1), (noise, -1), (r, 1), (t, 1)):
+        first, second = value.chunk(2)
+        torch.testing.assert_close(second, sign * first)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_gaussian_flow_is_learnt_to_two_per_cent(prediction: Prediction) -> None:
+    started = time.process_time()
+    assert gaussian_error(prediction) < 0.02
+    assert time.process_time() - started < 120
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_one_step_samples_lie_on_the_torus(prediction: Prediction) -> None:
+    started = time.process_time()
+    velocity, losses = learn_torus(prediction)
+    assert time.process_time() - started < 120
+    judged = judge_torus(sample(velocity, torch.randn(2000, 4, generator=torch.Generator().manual_seed(1))))
+    assert judged["distance"] < 0.1
+    assert min(judged["p_values"]) > 0.01
     assert losses["raw_mf"].tail(500).mean() < losses["raw_mf"].head(500).mean()
 
 

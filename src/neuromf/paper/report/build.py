@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from neuromf.paper import figures, mosaics, style, tables
+from neuromf.paper import codec, figures, latents, mosaics, spectrum, style, tables
 from neuromf.paper.report.quality import Quality, read_quality
 from neuromf.paper.report.summary import key_figures, sentences
 from neuromf.tables import SPLITS, atomic_path, file_sha256, read_release, write_text
@@ -28,6 +28,7 @@ from neuromf.volume import read_volume
 log = logging.getLogger(__name__)
 
 SHOWN = 3  # volumes a row of the mosaics
+PROGRESS = 3  # pictures of each training, from its first to its last
 PICTURED = 4  # volumes of each kind in the README's picture, two a row
 PACKAGES = ("neuromf", "torch", "monai", "lightning", "antspyx", "SimpleITK", "nibabel", "numpy", "scipy", "snakemake")
 
@@ -61,6 +62,10 @@ class ReportInputs:
     metrics: Path  # metrics.parquet, metrics.json beside it
     scans: Path  # scans.parquet
     reconstructions: Path  # folder of <scan>_real.nii.gz and <scan>_reconstruction.nii.gz
+    codec_gate: Path  # codec_gate.tsv
+    codec_picture: Path  # of the worst scans, png
+    latents: Path  # latents.json
+    spectra: Path  # spectra.parquet
     samples: Sequence[SampleSet]
     training: Sequence[TrainingRun]
     config: Mapping[str, Any]  # resolved
@@ -110,14 +115,21 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "overview": _photograph(overview, "Real and generated brains", _overview_caption(main, unseen)),
         "counts": counts,
         "confidence": inputs.config["evaluate"]["confidence"],
+        "k0": inputs.config["evaluate"]["spectrum_k0"],
         "cohorts": sorted({row.cohort for row in release}),
         "quality": quality,
         "quality_figure": _quality_figure(quality),
         "mosaics": _mosaics(shown, real, rebuilt),
-        "training": _training(inputs.training),
-        "metric_table": tables.metric_table(metrics),
+        "gate": codec.gate_table(inputs.codec_gate),
         "codec_table": tables.metric_table(metrics, tables.CODEC_COLUMNS),
+        "codec_picture": _codec_picture(inputs.codec_picture),
+        **_latents(inputs.latents),
+        "training": _training(inputs.training),
+        "progress": [picture for run in inputs.training for picture in _progress(run)],
+        "metric_table": tables.metric_table(metrics),
         "metric_figures": _metric_figures(metrics),
+        "spectrum_figure": _spectrum(pd.read_parquet(inputs.spectra), inputs.config["evaluate"]["spectrum_k0"]),
+        "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS, real="real scans"),
         "volume_figures": _volume_figures(scans, main),
         "timings": _timings(metrics),
         "models": [_model(run) for run in inputs.training],
@@ -227,20 +239,61 @@ def _quality_figure(quality: Quality) -> Picture | None:
                  "What preprocessing measured on each scan.")  # fmt: skip
 
 
+def _codec_picture(path: Path) -> Picture:
+    uri = _uri("image/png", path.read_bytes())
+    return Picture(uri, uri, "The scans that the codec reproduces worst",
+                   "The held-out scans with the smallest SSIM inside the brain, the worst first: scan, reconstruction and"
+                   " their difference. Thin lines: the border of the brain and that of grey and white matter.")  # fmt: skip
+
+
+def _latents(path: Path) -> dict[str, Any]:
+    """Return the figure and the table of the training latents' distribution."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    caption = (
+        f"The {content['n']} training latents in units of their standard deviation, on a logarithmic scale, beside the noise"
+        " that the flow starts from; the peak is the background. Below: the channels' correlation, and the shares of"
+        " variance of the principal components over channels at one place and over whole latents of"
+        f" {content['scan_pca']['scans']} scans, which span {max(0, content['scan_pca']['scans'] - 1)} dimensions at most."
+    )
+    figure = _plot(lambda: latents.latents(content), "Distribution of the training latents", caption)
+    return {"latent_figure": figure, "latent_table": latents.latent_table(content)}
+
+
+def _spectrum(table: pd.DataFrame, k0: float) -> Picture:
+    return _plot(lambda: spectrum.spectra(table, k0=k0), "Power spectra",
+                 "Mean power at each spatial frequency, up to the grid's Nyquist frequency; bands over scans, dotted: k0."
+                 " Beside real scans, the reconstructions' line is what the codec loses; beside reconstructions, a run's"
+                 " line is what its generator loses on top.")  # fmt: skip
+
+
 def _training(runs: Sequence[TrainingRun]) -> Picture | None:
     logs = {}
     for run in runs:
         label = style.run_label(run.run) + (f", seed {run.seed}" if len({r.seed for r in runs}) > 1 else "")
-        validation = pd.read_csv(run.folder / "val.csv")
         about = json.loads((run.folder / "model.json").read_text(encoding="utf-8"))
         exported = about["training"]["exported"]["average"]
-        rows = validation[validation["average"].astype(str) == exported]
-        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), rows)
+        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), pd.read_csv(run.folder / "val.csv"), exported)
     if not logs:
         return None
     return _plot(lambda: figures.training_curves(logs), "Training curves",
-                 "Raw losses, before the adaptive weight, which hides them. Thin: training batches; bold: the exported"
-                 " average of the weights on the validation split.")  # fmt: skip
+                 "Raw losses, before the adaptive weight, which hides them. Pale: training batches, and their running"
+                 " mean over a fifth of the run. Dots: validation on fixed draws, of the exported average of the"
+                 " weights (line) and of the weights themselves (dashed). Right: how far one-step samples of fixed noise"
+                 " lie from the validation latents; smaller is better.")  # fmt: skip
+
+
+def _progress(run: TrainingRun) -> list[Picture]:
+    """Return pictures of one-step samples that the training wrote, evenly spaced from the first to the last."""
+    paths = sorted((run.folder / "progress").glob("update-*.png"))
+    chosen = (
+        [paths[n] for n in np.unique(np.linspace(0, len(paths) - 1, PROGRESS).round().astype(int))] if paths else []
+    )
+    pictures = []
+    for path in chosen:
+        update, uri = int(path.stem.removeprefix("update-")), _uri("image/png", path.read_bytes())
+        caption = f"{style.run_label(run.run)}, seed {run.seed}, update {update:,}"
+        pictures.append(Picture(uri, uri, f"One-step samples at update {update}", caption))
+    return pictures
 
 
 def _metric_figures(metrics: pd.DataFrame) -> list[Picture]:
@@ -291,12 +344,30 @@ def _model(run: TrainingRun) -> dict[str, Any]:
     return {
         "run": run.run,
         "seed": run.seed,
+        "validation": _validation(pd.read_csv(run.folder / "val.csv"), about["training"]["exported"]),
         "training": about["training"],
         "variant": about["config"]["flow"]["variant"],
         "sha256": file_sha256(run.folder / "model.safetensors"),
         "codec": about["codec"],
         "code_version": about["code_version"],
     }
+
+
+def _validation(rows: pd.DataFrame, exported: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return raw loss and sample distance where the exported weights were validated: of them and of the weights themselves.
+
+    ``first_raw_loss`` is that of the exported average at the first validation. A run without validation has none of them.
+    """
+    rows = rows.assign(raw_loss=rows["raw_fm"].fillna(0) + rows["raw_mf"].fillna(0))
+    average = rows[rows["average"].astype(str) == exported["average"]]
+    online = rows[rows["average"].astype(str) == "online"]
+    if not (average["step"] == exported["update"]).any():
+        return {}
+    found = {
+        name: [float(part.loc[part["step"] == exported["update"], name].iloc[0]) for part in (average, online)]
+        for name in ("raw_loss", "sample_distance")
+    }
+    return found | {"first_raw_loss": [float(average["raw_loss"].iloc[0])]}
 
 
 def _provenance(inputs: ReportInputs) -> dict[str, str]:

@@ -38,6 +38,10 @@ def inputs(evaluated):
         metrics=evaluated.metrics,
         scans=evaluated.scans,
         reconstructions=evaluated.reconstructions,
+        codec_gate=evaluated.codec_gate,
+        codec_picture=evaluated.codec_picture,
+        latents=evaluated.latents,
+        spectra=evaluated.spectra,
         samples=[SampleSet(run, 0, nfe, folder) for (run, nfe), folder in reversed(evaluated.samples.items())],
         training=[TrainingRun(run, 0, folder) for run, folder in evaluated.training.items()],
         config=evaluated.config,
@@ -62,8 +66,12 @@ def test_the_page_is_whole_self_contained_escaped_and_repeatable(inputs, tmp_pat
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; damaged" in text and "&lt;lies&gt;" in text
     assert [link.removeprefix("#") for link in page.links] == page.ids
     for part in ("warm start <b>demo</b>", "random weights", "abc123", "c" * 64, "d" * 64, "no contrast", "1,234,567",
-                 "that no model was trained on", "generated with one network evaluation"):  # fmt: skip
+                 "that no model was trained on", "generated with one network evaluation", "misses a threshold",
+                 "LPIPS was not measured", "above 25 % of the grid", "20 training latents", "19 dimensions"):  # fmt: skip
         assert part in text
+    assert text.count("One-step samples at update") == 2 * 3, "of four pictures the first, the last and one between"
+    assert "<td>0.06</td><td>0.03</td><td>0.03</td>" in text  # (1 + 2) / 50 at update 50, (1 + 2) / 100 at the end
+    assert "<td>0.2500</td><td>0.5000</td>" in text
     assert "meanflow generates" in text  # the first run of the configuration is the main one, whatever the order
     assert paths["picture"].read_bytes().startswith(b"\x89PNG")
     assert paths["table"].is_file() and paths["table"].with_suffix(".tex").is_file()

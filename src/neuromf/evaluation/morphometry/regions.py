@@ -1,0 +1,177 @@
+"""Regional figures of sets of scans, and the rows of the evaluation's tables that compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from neuromf.config import Evaluate
+from neuromf.evaluation.inference import mean_estimate, share_estimate
+from neuromf.evaluation.morphometry.atlas import Atlas
+from neuromf.evaluation.morphometry.compare import asymmetry, compare_volumes, correlation, effect_size, overlaps
+from neuromf.evaluation.morphometry.segmentation import Segmenter, labels_path, segment_file
+from neuromf.evaluation.morphometry.synthseg import QUALITY_PASS
+from neuromf.evaluation.rows import Part
+from neuromf.tables import file_sha256
+
+Array = NDArray[np.float64]
+RATIOS = (("grey", "white"), ("csf", "grey"), ("csf", "white"))
+
+
+@dataclass(frozen=True)
+class RegionSet:
+    """Regional figures of N scans by one segmenter, whose R regions and P paired regions are the atlas's, in its order.
+
+    ``volumes`` (N, R) and ``sides`` (N, P, 2; left, right) in ml; ``quality`` (N, Q) of the scores ``scores``; ``labels``
+    are the files of the label volumes.
+    """
+
+    ids: tuple[str, ...]
+    segmenter: str
+    atlas: Atlas
+    volumes: Array
+    sides: Array
+    scores: tuple[str, ...]
+    quality: Array
+    labels: tuple[Path, ...]
+
+    def volume(self, region: str) -> Array:
+        """Return one region's volumes (N,) in ml."""
+        return self.volumes[:, list(self.atlas.regions).index(region)]
+
+    def tissue(self, name: str) -> Array:
+        """Return the volumes (N,) in ml of ``grey``, ``white`` or ``csf``: the sum of the atlas's regions of it."""
+        return np.sum([self.volume(region) for region in self.atlas.tissues[name]], axis=0)
+
+
+def describe_regions(files: Mapping[str, Path], segmenter: Segmenter, cache: Path, *, label: str) -> RegionSet:
+    """Return the regional figures of volume files (scan id → path), segmenting those that the cache does not have.
+
+    Raises:
+        ValueError: there is none.
+        VolumeError: a volume cannot be read or segmented.
+    """
+    if not files:
+        raise ValueError(f"{label}: no volumes to segment")
+    atlas, folder = segmenter.atlas, cache / f"{segmenter.name}-{segmenter.key[:16]}"
+    volumes, sides, quality, labels = [], [], [], []
+    scores: tuple[str, ...] = ()
+    for path in tqdm(files.values(), desc=f"{label}: {segmenter.name}", unit="volume"):
+        found = segment_file(path, segmenter, cache)
+        scores = tuple(found.quality)
+        volumes.append([found.volumes[region] for region in atlas.regions])
+        sides.append([found.sides[region] for region in atlas.paired])
+        quality.append(list(found.quality.values()))
+        labels.append(labels_path(folder / file_sha256(path)))
+    return RegionSet(
+        tuple(files),
+        segmenter.name,
+        atlas,
+        np.array(volumes, dtype=np.float64),
+        np.array(sides, dtype=np.float64),
+        scores,
+        np.array(quality, dtype=np.float64),
+        tuple(labels),
+    )
+
+
+def add_regions(part: Part, generated: RegionSet, real: RegionSet, settings: Evaluate) -> None:
+    """Add what regional volumes say of generated scans against real ones: one row per figure and region.
+
+    Means, Cohen's d, distances of the distributions, shares in the real range, tissue ratios, asymmetries and quality.
+    The rows' extractor is the segmenter.
+
+    Raises:
+        ValueError: the two were segmented by different segmenters.
+    """
+    _same_segmenter(generated, real)
+    name = generated.segmenter
+    for region in generated.atlas.regions:
+        x, y = generated.volume(region), real.volume(region)
+        part.add("volume_ml", region, mean_estimate(x, settings), name)
+        for metric, estimate in compare_volumes(x, y, settings).items():
+            part.add(metric, region, estimate, name)
+        inside = (x >= y.min()) & (x <= y.max())
+        part.add("volume_in_real_range", region, share_estimate(inside, settings), name)
+    for upper, lower in RATIOS:
+        x, y = (_ratio(scans.tissue(upper), scans.tissue(lower)) for scans in (generated, real))
+        part.add("volume_ratio", f"{upper}/{lower}", mean_estimate(x[np.isfinite(x)], settings), name)
+        part.add("volume_ratio_cohens_d", f"{upper}/{lower}", effect_size(x, y, settings), name)
+    for index, region in enumerate(generated.atlas.paired):
+        x, y = asymmetry(generated.sides[:, index]), asymmetry(real.sides[:, index])
+        part.add("asymmetry", region, mean_estimate(x[np.isfinite(x)], settings), name)
+        part.add("asymmetry_cohens_d", region, effect_size(x, y, settings), name)
+    add_quality(part, generated, settings)
+
+
+def add_quality(part: Part, scans: RegionSet, settings: Evaluate) -> None:
+    """Add the mean of each quality score, and the share of scans whose every score passes; nothing without scores."""
+    for index, score in enumerate(scans.scores):
+        part.add("quality", score, mean_estimate(scans.quality[:, index], settings), scans.segmenter)
+    if scans.scores:
+        passed = (scans.quality >= QUALITY_PASS).all(axis=1)
+        part.add("quality_pass", "all", share_estimate(passed, settings), scans.segmenter)
+
+
+def add_nearest_regions(
+    part: Part, generated: RegionSet, real: RegionSet, nearest: ArrayLike, settings: Evaluate
+) -> None:
+    """Add how alike generated scans and their nearest real scans are: Pearson's r of volumes, and Dice, per region.
+
+    Region ``all`` of the correlation is the mean over scans of r between the regional volumes of scan and neighbour,
+    each region standardised by the real scans (raw volumes correlate in any two brains). Dice needs both on one grid.
+
+    Args:
+        nearest: (N,) rows of ``real``, in feature space (`memorisation.Nearest.index` for the training scans).
+
+    Raises:
+        ValueError: different segmenters, one index per generated scan missing, or label volumes on different grids.
+    """
+    _same_segmenter(generated, real)
+    rows, name = np.asarray(nearest, dtype=np.int64), generated.segmenter
+    if rows.shape != (len(generated.ids),):
+        raise ValueError(f"nearest has shape {rows.shape}; give one row of the real scans per generated scan")
+    neighbours = real.volumes[rows]
+    for index, region in enumerate(generated.atlas.regions):
+        estimate = correlation(generated.volumes[:, index], neighbours[:, index], settings)
+        part.add("nearest_volume_correlation", region, estimate, name)
+    spread = real.volumes.std(axis=0, ddof=1) if len(real.ids) > 1 else np.zeros(real.volumes.shape[1])
+    varies = spread > 0
+    if varies.sum() > 2:
+        mean = real.volumes.mean(axis=0)
+        x, y = (
+            ((values - mean) / np.where(varies, spread, 1))[:, varies] for values in (generated.volumes, neighbours)
+        )
+        profile = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)])
+        part.add("nearest_volume_correlation", "all", mean_estimate(profile, settings), name)
+    shared = np.array([_overlaps(generated, i, real, j) for i, j in enumerate(rows)])
+    for index, region in enumerate(_labelled(generated.atlas)):
+        values = shared[:, index]
+        part.add("nearest_dice", region, mean_estimate(values[np.isfinite(values)], settings), name)
+
+
+def _overlaps(generated: RegionSet, i: int, real: RegionSet, j: int) -> list[float]:
+    """Return Dice of each labelled region of a generated and a real scan."""
+    a, b = (np.asarray(nib.Nifti1Image.from_filename(path).dataobj) for path in (generated.labels[i], real.labels[j]))
+    if a.shape != b.shape:
+        raise ValueError(f"labels of {generated.ids[i]} {a.shape} and {real.ids[j]} {b.shape} lie on different grids")
+    return list(overlaps(a, b, _labelled(generated.atlas)).values())
+
+
+def _labelled(atlas: Atlas) -> dict[str, tuple[int, ...]]:
+    return {region: known for region, known in atlas.regions.items() if known}
+
+
+def _ratio(upper: Array, lower: Array) -> Array:
+    return np.divide(upper, lower, out=np.full(upper.shape, np.nan), where=lower > 0)
+
+
+def _same_segmenter(generated: RegionSet, real: RegionSet) -> None:
+    if generated.segmenter != real.segmenter:
+        raise ValueError(f"generated scans by {generated.segmenter}, real ones by {real.segmenter}; use one segmenter")

@@ -1,0 +1,101 @@
+"""What a segmenter is and what it gives: labels, regional volumes and quality scores of one brain, cached by its hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from neuromf.evaluation.morphometry.atlas import Atlas
+from neuromf.evaluation.morphometry.hemispheres import left_half
+from neuromf.tables import file_sha256, write_json
+from neuromf.volume import read_volume, write_volume
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The regions of one brain.
+
+    Attributes:
+        labels: (X, Y, Z), on a grid that depends on the input's grid only; 0 is background.
+        volumes: region → ml, both sides together.
+        sides: paired region → (left, right) in ml.
+        quality: the segmenter's own scores, 0 (bad) to 1; empty where it gives none.
+    """
+
+    labels: nib.Nifti1Image
+    volumes: Mapping[str, float]
+    sides: Mapping[str, tuple[float, float]]
+    quality: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A way to segment a brain. ``key`` (weights or program, and rule) decides whether cached results are still valid."""
+
+    name: str
+    key: str
+    atlas: Atlas
+    compute: Callable[[nib.Nifti1Image], Segmentation]
+
+
+def measure_labels(labels: nib.Nifti1Image, atlas: Atlas) -> Segmentation:
+    """Return the segmentation of a label image (X, Y, Z): voxels counted per region, and on each side of the brain.
+
+    The sides are those of `left_half`, whatever the labels: for atlases that do not tell left from right.
+    """
+    values = np.asarray(labels.dataobj).astype(np.int64)
+    voxel_ml = abs(float(np.linalg.det(labels.affine[:3, :3]))) / 1000
+    left = left_half(nib.Nifti1Image((values > 0).astype(np.uint8), labels.affine))
+    size = 1 + max(int(values.max()), *(label for known in atlas.regions.values() for label in known))
+    total, lefts = np.bincount(values.ravel(), minlength=size), np.bincount(values[left], minlength=size)
+    volumes = {region: float(total[list(known)].sum() * voxel_ml) for region, known in atlas.regions.items()}
+    sides = {}
+    for region in atlas.paired:
+        known = list(atlas.regions[region])
+        sides[region] = (float(lefts[known].sum() * voxel_ml), float((total - lefts)[known].sum() * voxel_ml))
+    return Segmentation(labels, volumes, sides, {})
+
+
+def segment_file(path: Path, segmenter: Segmenter, cache: Path) -> Segmentation:
+    """Return the segmentation of a volume, from the cache when it is there.
+
+    It lies in ``cache/<segmenter>-<key>/<sha256 of the volume's file>`` as ``.nii.gz`` (labels) and ``.json`` (figures,
+    written last), so an interrupted series goes on where it stopped. Damaged entries are computed again.
+
+    Raises:
+        VolumeError: the volume cannot be read or segmented.
+    """
+    stem = cache / f"{segmenter.name}-{segmenter.key[:16]}" / file_sha256(path)
+    found = _read(stem)
+    if found is not None:
+        return found
+    result = segmenter.compute(read_volume(path))
+    kind = np.uint8 if np.asarray(result.labels.dataobj).max() < 256 else np.int16
+    write_volume(labels_path(stem), np.asarray(result.labels.dataobj).astype(kind), result.labels.affine, kind)
+    write_json(
+        stem.with_name(f"{stem.name}.json"),
+        {"volumes_ml": dict(result.volumes), "sides_ml": dict(result.sides), "quality": dict(result.quality)},
+    )
+    return result
+
+
+def labels_path(stem: Path) -> Path:
+    """Return the file of a cached segmentation's labels."""
+    return stem.with_name(f"{stem.name}.nii.gz")
+
+
+def _read(stem: Path) -> Segmentation | None:
+    try:
+        figures = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
+        image = nib.Nifti1Image.from_filename(labels_path(stem))
+        labels = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+        sides = {region: (float(left), float(right)) for region, (left, right) in figures["sides_ml"].items()}
+        return Segmentation(labels, figures["volumes_ml"], sides, figures["quality"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError, ImageFileError):  # none, or damaged: computed again
+        return None
