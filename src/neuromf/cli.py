@@ -118,7 +118,7 @@ def evaluate(
     bootstrap: Annotated[int, typer.Option(min=100, help="Resamples of scans behind each interval.")] = 1000,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Compare two folders of volumes: distances, tissue volumes, copies; tables as parquet, JSON, CSV and LaTeX."""
+    """Compare two folders of volumes: distances, tissue volumes, spectra, copies; tables as parquet, JSON, CSV and LaTeX."""
     from neuromf.codec.maisi import load_codec
     from neuromf.config import Codec, Evaluate
     from neuromf.device import choose_device

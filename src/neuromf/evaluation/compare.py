@@ -34,8 +34,9 @@ from neuromf.evaluation.measure import (
     nearest_scans,
 )
 from neuromf.evaluation.ms_ssim import diversity
-from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, Part, write_parquet
+from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, SPECTRUM_COLUMNS, Part, write_parquet
 from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
+from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.provenance import code_hash, git_commit
 from neuromf.tables import content_hash, write_json
 
@@ -56,7 +57,7 @@ def evaluate_folders(
     settings: Evaluate,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Compare a folder of synthetic volumes with one of real ones; writes metrics.parquet, metrics.json, scans.parquet.
+    """Compare a folder of synthetic volumes with one of real ones; writes {metrics,scans,spectra}.parquet and metrics.json.
 
     Features are kept in ``out/cache``: an evaluation that was interrupted goes on where it was.
 
@@ -85,6 +86,8 @@ def evaluate_folders(
     for part, name in ((floor, "real"), (figures, "synthetic")):
         part.add("ms_ssim", VOLUME, _diversity(found[name], rules, settings))
         add_volumes(part, sets[name], settings)
+        others = {} if name == "real" else {"real": sets["real"].spectra}
+        add_spectrum(part, sets[name].spectra, rules.grid.shape, rules.grid.voxel_mm, settings, others)
     add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
     nearest = {name: nearest_scans(sets[name], sets["train"]) if train else {} for name in ("real", "synthetic")}
     if train:
@@ -98,6 +101,7 @@ def evaluate_folders(
     rows = floor.metrics + figures.metrics
     write_parquet(out / "metrics.parquet", rows, METRIC_COLUMNS)
     write_parquet(out / "scans.parquet", floor.scans + figures.scans, SCAN_COLUMNS)
+    write_parquet(out / "spectra.parquet", floor.spectra + figures.spectra, SPECTRUM_COLUMNS)
     provenance = _provenance(found, folders, rules, loaded, features, settings)
     write_json(
         out / "metrics.json",

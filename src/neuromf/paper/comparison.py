@@ -29,7 +29,12 @@ _DISTANCES = {  # metric: title; the column `Called` says what the first three a
     "coverage": "Coverage",
 }
 _FLOORS = ("kernel_distance", "frechet_distance")
-_VOLUMES = ("volume_ml", "cohens_d", "kolmogorov_smirnov", "wasserstein_ml")
+_VOLUMES = {  # metric of the synthetic volumes against the real: title
+    "cohens_d": "Cohen's d",
+    "kolmogorov_smirnov": "Kolmogorov-Smirnov",
+    "wasserstein_ml": "Wasserstein, ml",
+    "kl_divergence": "KL divergence",
+}
 
 
 def write_comparison(folder: Path) -> str:
@@ -77,7 +82,7 @@ def volume_table(metrics: pd.DataFrame) -> pd.DataFrame:
         chosen = metrics[metrics["region"] == tissue]
         row = {"Tissue": tissue, "Real, ml": _figure(chosen, "real", "volume_ml")}
         row["Synthetic, ml"] = _figure(chosen, "synthetic", "volume_ml")
-        for metric, title in zip(_VOLUMES[1:], ("Cohen's d", "Kolmogorov-Smirnov", "Wasserstein, ml"), strict=True):
+        for metric, title in _VOLUMES.items():
             row[title] = _figure(chosen, "synthetic", metric)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -69,6 +69,9 @@ def test_good_and_large_brains_are_told_apart_by_every_extractor(folders, settin
         assert {m for m in METRICS if not np.isnan(value(good, "real", m, region, extractor))} == set(METRICS)
     assert value(large, "synthetic", "brain_volume_in_real_range", "brain") == 0
     assert value(good, "synthetic", "ms_ssim", "volume") > 0 and value(good, "real", "ms_ssim", "volume") > 0
+    assert value(good, "synthetic", "high_frequency_to_real", "volume") == pytest.approx(1, abs=0.1)
+    spectra = pd.read_parquet(folders / "out_good" / "spectra.parquet").groupby(["run", "spectrum"]).size()
+    assert spectra.to_dict() == {("real", "power"): 16, ("synthetic", "power"): 16, ("synthetic", "power_to_real"): 16}
     assert not good["metric"].isin(["nearest_training_correlation", "closer_to_training_than_null"]).any()
     assert "inception is left out: x" in caplog.text and "12 and 10 scans, 64 features" in caplog.text
 
