@@ -54,6 +54,7 @@ def training_curves(runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame, str]]) 
                     rows["step"], rows[column], style, color=colour, marker="o", markersize=3, linewidth=1.4, label=name
                 )
         axis.set(title=title, xlabel="updates", ylabel="raw loss (unweighted)", yscale="log")
+        _plain_ticks(axis)
     axes[-1].set(ylabel="energy distance", yscale="linear")  # chance may make it negative
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -77,14 +78,19 @@ def torus(losses: pd.DataFrame, samples: pd.DataFrame, rows: Sequence[Mapping[st
             line[0].plot(history["update"], smooth, label=label, linewidth=1)
         line[0].set(title=f"{prediction}-prediction", xlabel="updates", ylabel="raw loss")
         line[0].set(xscale="log", yscale="log")
-        line[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        line[0].yaxis.set_major_formatter(ScalarFormatter())
-        line[0].yaxis.set_minor_locator(NullLocator())
+        _plain_ticks(line[0])
         line[0].legend(frameon=False, loc="lower left")
         for place, row in enumerate(row for row in rows if row["prediction"] == prediction):
             points = samples[(samples["prediction"] == prediction) & (samples["steps"] == row["steps"])]
             _torus_samples(line[1 + 2 * place], line[2 + 2 * place], points, row, colours[str(row["steps"])])
     return figure
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Label a logarithmic y-axis with few plain numbers."""
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _torus_samples(plane: Axes, histogram: Axes, points: pd.DataFrame, row: Mapping[str, Any], colour: str) -> None:

@@ -97,6 +97,11 @@ def extractor_columns(metrics: pd.DataFrame) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def measured(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of `metric_table` without the columns that have no value."""
+    return table.loc[:, (table != MISSING).any()]
+
+
 def every_column(metrics: pd.DataFrame) -> tuple[Column, ...]:
     """Return the columns of the written tables: the report's own, of further extractors, the codec and the spectrum."""
     return COLUMNS + extractor_columns(metrics) + CODEC_COLUMNS + SPECTRUM_COLUMNS

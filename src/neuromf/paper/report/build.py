@@ -121,7 +121,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "quality_figure": _quality_figure(quality),
         "mosaics": _mosaics(shown, real, rebuilt),
         "gate": codec.gate_table(inputs.codec_gate),
-        "codec_table": tables.metric_table(metrics, tables.CODEC_COLUMNS),
+        "codec_table": tables.measured(tables.metric_table(metrics, tables.CODEC_COLUMNS)),
         "codec_picture": _codec_picture(inputs.codec_picture),
         **_latents(inputs.latents),
         "training": _training(inputs.training),
