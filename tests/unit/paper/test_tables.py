@@ -2,7 +2,15 @@ import csv
 
 import pandas as pd
 
-from neuromf.paper.tables import CODEC_COLUMNS, extractor_columns, figure_of, metric_table, write_csv, write_latex
+from neuromf.paper.tables import (
+    CODEC_COLUMNS,
+    extractor_columns,
+    figure_of,
+    measured,
+    metric_table,
+    write_csv,
+    write_latex,
+)
 
 
 def test_references_come_first_noise_last_and_cells_have_intervals(metrics):
@@ -17,6 +25,12 @@ def test_references_come_first_noise_last_and_cells_have_intervals(metrics):
     assert row["KID (codec) ×1000 ↓"] == "–"
     assert row["Brain volume in real range (%) ↑"] == "90 [80, 100]"
     assert metric_table(metrics, CODEC_COLUMNS)["Run"].tolist() == ["codec reconstruction", "linear codec"]
+
+
+def test_columns_without_a_value_are_left_out(metrics):
+    table = measured(metric_table(metrics))
+    assert "KID (codec) ×1000 ↓" not in table and {"Run", "Seed", "NFE", "n"} < set(table)
+    assert "NFE" not in measured(metric_table(metrics, CODEC_COLUMNS))
 
 
 def test_csv_and_latex_hold_the_same_cells(metrics, tmp_path):
