@@ -29,7 +29,7 @@ def test_references_come_first_noise_last_and_cells_have_intervals(metrics):
 
 def test_columns_without_a_value_are_left_out(metrics):
     table = measured(metric_table(metrics))
-    assert "KID (codec) ×1000 ↓" not in table and {"Run", "Seed", "NFE", "n"} < set(table)
+    assert "NFE" in table and not (table == "–").all().any()
     assert "NFE" not in measured(metric_table(metrics, CODEC_COLUMNS))
 
 
