@@ -21,7 +21,8 @@ needs_heads = pytest.mark.skipif(
     not (HEADS.is_dir() and (SHARED / "weights").is_dir()),
     reason=f"needs {HEADS} and {SHARED}/weights (set NEUROMF_SHARED)",
 )
-SUBJECTS = ("aomic_sub-0001", "omega_sub-0002", "omega_sub-0003")
+ALL = ("aomic_sub-0001", "omega_sub-0002", "omega_sub-0003")
+SUBJECTS = ALL if "NEUROMF_SHARED" in os.environ else ALL[:1]  # a minute each: all three for who asks for the real data
 # region: FreeSurfer's left and right label, the Dice that this project asks for
 ASKED = {
     "hippocampus": ((17, 53), 0.80),
