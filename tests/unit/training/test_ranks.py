@@ -6,17 +6,17 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_moments import at_update
 
 from neuromf.config import Config, ConfigError, validate
 from neuromf.flow import ObjectiveOutput
-from neuromf.training import logbook, ranks, validation
+from neuromf.training import ranks, validation
 from neuromf.training.interruption import Interrupted
 from neuromf.training.ranks import RankError
 from neuromf.training.run import train_run
@@ -78,17 +78,6 @@ def metrics(folder: Path) -> list[list[str]]:
     """All that is logged but learning rate, speed and memory."""
     lines = (folder / "model" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     return [line.split(",")[:-5] + line.split(",")[-2:] for line in lines[1:]]
-
-
-def at_update(monkeypatch: pytest.MonkeyPatch, update: int, act: Callable[[], None]) -> None:
-    before: Callable[..., None] = logbook.Logbook.on_train_batch_end
-
-    def then(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
-        before(self, trainer, module, *rest)
-        if module.update == update:
-            act()
-
-    monkeypatch.setattr(logbook.Logbook, "on_train_batch_end", then)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from training_moments import at_update
 
 from neuromf.config import Config, validate
 from neuromf.flow import MeanFlowUNet
@@ -123,18 +124,6 @@ def state(folder: Path) -> dict[str, Any]:
 
 class Stop(Exception):
     pass
-
-
-def at_update(monkeypatch: pytest.MonkeyPatch, update: int, act: Callable[[], None]) -> None:
-    """Do something right after an update, before its checkpoint."""
-    before: Callable[..., None] = logbook.Logbook.on_train_batch_end
-
-    def then(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
-        before(self, trainer, module, *rest)
-        if module.update == update:
-            act()
-
-    monkeypatch.setattr(logbook.Logbook, "on_train_batch_end", then)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
