@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def metrics(folder: Path) -> list[list[str]]:
     """All that is logged but learning rate, speed and memory."""
     lines = (folder / "model" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     return [line.split(",")[:-5] + line.split(",")[-2:] for line in lines[1:]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The number of threads changes how sums are rounded, which AdamW amplifies: both sides are to have the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
