@@ -108,6 +108,7 @@ rule evaluate_noise:
 rule morphometry_reference:
     input:
         manifests=released(CONFORMED, "morphometry_reference", PREPROCESSED_BY),
+        nearest=f"{EVALUATION}/parts/reference.json",
     output:
         f"{EVALUATION}/morphometry/reference.json",
     log:

@@ -9,6 +9,7 @@ with logged(snakemake):
 
     evaluate_real_regions(
         released(snakemake),
+        Path(snakemake.input.nearest),
         Evaluate(**snakemake.params.settings),
         release=Path(snakemake.params.release).stem,
         cache=Path(snakemake.resources.cache),

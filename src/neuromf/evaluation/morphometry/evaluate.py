@@ -32,6 +32,7 @@ from neuromf.tables import SPLITS
 
 def evaluate_real_regions(
     real: Mapping[str, Mapping[str, Path]],
+    nearest: Path,
     settings: Evaluate,
     *,
     release: str,
@@ -40,10 +41,12 @@ def evaluate_real_regions(
     weights_dir: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Segment a release's real scans and write their regional figures, and as the floor train against held-out scans.
+    """Segment a release's real scans and write their regional figures; as floors, train against held-out scans, and each
+    held-out scan against its nearest training scan.
 
     Args:
         real: split → scan id → preprocessed volume.
+        nearest: JSON part of `evaluate_reference`, whose scans name each held-out scan's nearest training scan by features.
         cache: folder of segmentations.
         part: JSON to write, rows of the run ``real``.
         weights_dir, device: where the networks' weights lie and run.
@@ -55,11 +58,15 @@ def evaluate_real_regions(
     """
     segmenters = _segmenters(settings, weights_dir, device)
     chosen, floor = drawn_scans(real, settings), Part(release, "real")
-    trained = np.array([scan_id in real.get("train", {}) for scan_id in chosen])
+    trained = np.array([scan_id in real["train"] for scan_id in chosen])
+    pool, rows = _with_neighbours(chosen, nearest, [one for one in chosen if one not in real["train"]], real["train"])
     for segmenter in segmenters:
-        scans = describe_regions(file_scans(chosen), segmenter, cache, label="real scans")
+        every = describe_regions(file_scans(pool), segmenter, cache, label="real scans")
+        scans = every.of_scans(np.arange(len(chosen)))
+        held_out = scans.of_scans(~trained)
         add_regions(floor, scans, settings)
-        add_region_comparison(floor, scans.of_scans(trained), scans.of_scans(~trained), settings)
+        add_region_comparison(floor, scans.of_scans(trained), held_out, settings)
+        add_nearest_regions(floor, held_out, every, rows, settings)
     write_parts(part, [floor], _provenance(segmenters, settings))
 
 
@@ -93,11 +100,9 @@ def evaluate_sample_regions(
     if not files:
         raise EvaluationError(f"{samples} holds no sub-*.nii.gz; decode the samples first")
     files = dict(list(files.items())[: settings.segmented])
-    neighbours = _neighbours(nearest, files)
     segmenters = _segmenters(settings, weights_dir, device)
     chosen, figures = drawn_scans(real, settings), Part(release, run, seed, nfe)
-    pool = chosen | {scan_id: real["train"][scan_id] for scan_id in neighbours}
-    rows = [list(pool).index(scan_id) for scan_id in neighbours]
+    pool, rows = _with_neighbours(chosen, nearest, list(files), real["train"])
     for segmenter in segmenters:
         generated = describe_regions(file_scans(files), segmenter, cache, label=f"{run} seed {seed} nfe {nfe}")
         every = describe_regions(file_scans(pool), segmenter, cache, label="real scans")
@@ -128,14 +133,14 @@ def drawn_scans(real: Mapping[str, Mapping[str, Path]], settings: Evaluate) -> d
     many as there are, so that the floor compares two groups.
 
     Raises:
-        EvaluationError: there is none.
+        EvaluationError: there is no training scan.
     """
     held_out = {scan_id: path for split in SPLITS[1:] for scan_id, path in real.get(split, {}).items()}
-    if not (held_out or real.get("train")):
-        raise EvaluationError("the release has no preprocessed scan; look at its cohorts' manifests")
+    if not real.get("train"):
+        raise EvaluationError("the release has no preprocessed training scan; look at its cohorts' manifests")
     draw = np.random.default_rng([settings.seed, 5])
     chosen = _draw(held_out, settings.segmented // 2, draw)
-    return _draw(real.get("train", {}), settings.segmented - len(chosen), draw) | chosen
+    return _draw(real["train"], settings.segmented - len(chosen), draw) | chosen
 
 
 def _draw(files: Mapping[str, Path], count: int, draw: np.random.Generator) -> dict[str, Path]:
@@ -143,12 +148,17 @@ def _draw(files: Mapping[str, Path], count: int, draw: np.random.Generator) -> d
     return {ids[i]: files[ids[i]] for i in sorted(draw.permutation(len(ids))[:count])}
 
 
-def _neighbours(nearest: Path, files: Mapping[str, Path]) -> list[str]:
-    (content,) = json.loads(nearest.read_text(encoding="utf-8"))["parts"]
-    known = {row["scan"]: row["nearest_scan_codec"] for row in content["scans"]}
-    if missing := [scan_id for scan_id in files if scan_id not in known]:
-        raise EvaluationError(f"{nearest} does not know the sample {missing[0]}; evaluate the samples again")
-    return [known[scan_id] for scan_id in files]
+def _with_neighbours(
+    chosen: Mapping[str, Path], nearest: Path, ids: Sequence[str], train: Mapping[str, Path]
+) -> tuple[dict[str, Path], list[int]]:
+    """Return the chosen scans and after them the nearest training scans of others, and each one's place among them."""
+    rows = json.loads(nearest.read_text(encoding="utf-8"))["parts"][0]["scans"]
+    known = {row["scan"]: row.get("nearest_scan_codec") for row in rows}
+    if missing := [scan_id for scan_id in ids if known.get(scan_id) not in train]:
+        raise EvaluationError(f"{nearest} knows no training scan that is nearest to {missing[0]}; evaluate again")
+    pool = dict(chosen) | {known[scan_id]: train[known[scan_id]] for scan_id in ids}
+    places = {scan_id: place for place, scan_id in enumerate(pool)}
+    return pool, [places[known[scan_id]] for scan_id in ids]
 
 
 def _segmenters(settings: Evaluate, weights_dir: Path | None, device: str | torch.device) -> list[Segmenter]:

@@ -48,15 +48,20 @@ def of_samples(samples, real, settings, tmp_path):
     return read(tmp_path / "out.json")
 
 
-def test_real_scans_are_drawn_once_and_split_for_the_floor(real, tmp_path):
+def test_real_scans_are_drawn_once_and_split_for_the_floors(real, tmp_path):
     chosen = drawn_scans(real, SETTINGS)
     assert len(chosen) == 6 and chosen == drawn_scans(real, SETTINGS)
-    evaluate_real_regions(real, SETTINGS, release="demo", cache=tmp_path / "cache", part=tmp_path / "out.json")
-    part, figures = read(tmp_path / "out.json")
+    neighbour = next(iter(chosen))
+    rows = [{"scan": scan_id, "nearest_scan_codec": neighbour} for scan_id in real["test"]]
+    nearest, out = tmp_path / "part.json", tmp_path / "out.json"
+    nearest.write_text(json.dumps({"parts": [{"scans": rows}]}))
+    evaluate_real_regions(real, nearest, SETTINGS, release="demo", cache=tmp_path / "cache", part=out)
+    part, figures = read(out)
     assert (part["run"], part["seed"], part["nfe"]) == ("real", None, None)
     assert figures["volume_ml", "brain"]["n"] == 6 and figures["volume_ml", "brain"]["extractor"] == "tissues"
     trained = sum(scan_id in real["train"] for scan_id in chosen)
-    assert figures["cohens_d", "brain"]["n"] == trained and 1 < trained < 5
+    assert figures["cohens_d", "brain"]["n"] == trained == 3
+    assert figures["nearest_dice", "brain"]["n"] == 3 and 0.5 < figures["nearest_dice", "brain"]["value"] < 1
     assert len(list((tmp_path / "cache").rglob("*.nii.gz"))) == 6
 
 
@@ -81,11 +86,11 @@ def test_what_is_missing_is_named(samples, real, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="subcortical"):
         of_samples(samples, real, SETTINGS.model_copy(update={"segmenters": ("subcortical",)}), tmp_path)
     part.write_text(json.dumps({"parts": [{"scans": []}]}))
-    with pytest.raises(EvaluationError, match="does not know the sample sub-00000_T1w"):
+    with pytest.raises(EvaluationError, match="no training scan that is nearest to sub-00000_T1w"):
         of_samples(samples, real, SETTINGS, tmp_path)
     shutil.rmtree(folder)
     folder.mkdir()
     with pytest.raises(EvaluationError, match=r"holds no sub-\*\.nii\.gz"):
         of_samples(samples, real, SETTINGS, tmp_path)
-    with pytest.raises(EvaluationError, match="no preprocessed scan"):
+    with pytest.raises(EvaluationError, match="no preprocessed training scan"):
         drawn_scans({}, SETTINGS)
