@@ -6,9 +6,9 @@ Null: the scans are divided at random into two halves, again and again (and into
 scans, samples). Counted is how often a figure's interval excludes the value that it has between two groups of one
 population: 0 or 1 where that is known, otherwise the mean over the divisions.
 
-Spoilt: one half is blurred, made noisy, brightened, made to lose modes (fewer and fewer distinct scans), or mixed with copies
-of training scans, a little noisy so that no file is the same, by growing amounts; shown is the mean of each figure over
-a few divisions, and whether the one that is meant to see it grows or falls at every step.
+Spoilt: one half is blurred, made noisy, brightened, made to lose modes (fewer and fewer distinct scans), or mixed with
+copies of training scans, a little noisy so that no file is the same, by growing amounts; shown is the mean of each
+figure over a few divisions, and whether it grows or falls at every step.
 """
 
 from __future__ import annotations
