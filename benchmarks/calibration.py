@@ -8,7 +8,8 @@ population: 0 or 1 where that is known, otherwise the mean over the divisions.
 
 Spoilt: one half is blurred, made noisy, brightened, made to lose modes (fewer and fewer distinct scans), or mixed with
 copies of training scans, a little noisy so that no file is the same, by growing amounts; shown is the mean of each
-figure over a few divisions, and whether it grows or falls at every step.
+figure over a few divisions, whether it grows or falls at every step, and whether that is so in all figures that are meant
+to see it (`MEANT`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,13 @@ LEVELS = {  # how → amounts, from none
     "brightness added": (0.0, 0.03, 0.06, 0.12),
     "distinct scans kept": (1.0, 0.5, 0.25, 0.1),
     "share of copies": (0.0, 0.25, 0.5, 1.0),
+}
+MEANT = {  # how → metric: which way it must go, in every region of every extractor
+    "blur, σ in voxels": {"high_frequency_to_real": "↓", "kernel_distance": "↑", "frechet_distance": "↑"},
+    "noise, σ in parts of the range": {"high_frequency_to_real": "↑", "kernel_distance": "↑", "frechet_distance": "↑"},
+    "brightness added": {"kernel_distance": "↑", "frechet_distance": "↑", "gaussian_mmd": "↑"},
+    "distinct scans kept": {"recall": "↓", "frechet_distance": "↑", "ms_ssim": "↑"},
+    "share of copies": {"closer_to_training_than_null": "↑"},
 }
 SPOILT = {"blur, σ in voxels", "noise, σ in parts of the range", "brightness added"}
 
@@ -189,7 +197,7 @@ def print_null(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_sensitivity(rows: Sequence[Mapping[str, Any]]) -> None:
-    print("how\tmetric\tregion\textractor\tvalues\ttrend")
+    print("how\tmetric\tregion\textractor\tvalues\ttrend\tas meant")
     for how, amounts in LEVELS.items():
         series: dict[tuple[str, str, str], list[float]] = {}
         for row in rows:
@@ -197,7 +205,10 @@ def print_sensitivity(rows: Sequence[Mapping[str, Any]]) -> None:
                 series.setdefault((row["metric"], row["region"], row["extractor"]), []).append(row["value"])
         for key, values in series.items():
             if len(values) == len(amounts):
-                print(f"{how}\t{'	'.join(key)}\t{', '.join(f'{value:.3g}' for value in values)}\t{trend(values)}")
+                meant = MEANT[how].get(key[0])
+                verdict = "" if meant is None else "yes" if trend(values) == meant else "no"
+                shown = ", ".join(f"{value:.3g}" for value in values)
+                print("\t".join([how, *key, shown, trend(values), verdict]))
 
 
 def main() -> None:
