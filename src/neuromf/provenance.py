@@ -27,8 +27,12 @@ class Module:
     imports: dict[str, Definition]  # local name -> (module, name in it; "" for the module itself)
 
 
-def code_hash(function: str) -> str:
+def code_hash(function: str, script: Path | None = None) -> str:
     """Return the hash of the code behind ``module:name``, e.g. ``neuromf.preprocess.conform:conform_shard``.
+
+    Args:
+        script: the workflow script that calls it, whose own statements then count too, but not what else they reach: how
+            settings are read, logs written and progress pictured changes no result.
 
     Raises:
         ValueError: no such definition.
@@ -39,6 +43,8 @@ def code_hash(function: str) -> str:
     reached: set[Definition] = set()
     _reach((module, name), reached)
     parts = [f"{m}:{n}:{_dump(statement)}" for m, n in sorted(reached) for statement in _module(m).definitions[n]]
+    if script is not None:
+        parts.append(_dump(_Bare().visit(ast.parse(script.read_text(encoding="utf-8")))))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -144,7 +150,7 @@ def _names(statement: ast.stmt) -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-def _dump(statement: ast.stmt) -> str:
+def _dump(statement: ast.AST) -> str:
     return ast.dump(statement, annotate_fields=False, include_attributes=False)
 
 

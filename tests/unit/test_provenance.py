@@ -61,6 +61,18 @@ def test_edits_that_change_no_result_keep_the_hash(sources, module, old, new):
     assert code_hash() == before
 
 
+def test_a_scripts_statements_count_and_its_comments_do_not(sources, tmp_path):
+    def hash_of(text: str) -> str:
+        script = tmp_path / "script.py"
+        script.write_text(text)
+        return provenance.code_hash("neuromf.library:entry", script)
+
+    _, code_hash = sources
+    before = hash_of("from neuromf.library import entry\nentry(1)\n")
+    assert before == hash_of("from neuromf.library import entry\n\nentry(1)  # once\n") != code_hash()
+    assert before != hash_of("from neuromf.library import entry\nentry(2)\n")
+
+
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
