@@ -12,6 +12,7 @@ import torch
 
 from neuromf import __version__
 from neuromf.config import Evaluate
+from neuromf.evaluation.copies import Search, add_search, search_others, search_real, search_training
 from neuromf.evaluation.distances import biased_by_few_scans, compare_rows
 from neuromf.evaluation.extractors.registry import (
     CARDS,
@@ -25,14 +26,7 @@ from neuromf.evaluation.extractors.registry import (
 from neuromf.evaluation.features import cached_regions, gather
 from neuromf.evaluation.folders import Found, Intensity, Rules, common_rules, on_grid, survey, volume_files, volumes
 from neuromf.evaluation.inference import Estimate
-from neuromf.evaluation.measure import (
-    add_copies,
-    add_nearest,
-    add_scans,
-    add_volume_comparison,
-    add_volumes,
-    nearest_scans,
-)
+from neuromf.evaluation.measure import add_scans, add_volume_comparison, add_volumes
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, SPECTRUM_COLUMNS, Part, write_parquet
 from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
@@ -89,14 +83,11 @@ def evaluate_folders(
         others = {} if name == "real" else {"real": sets["real"].spectra}
         add_spectrum(part, sets[name].spectra, rules.grid.shape, rules.grid.voxel_mm, settings, others)
     add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
-    nearest = {name: nearest_scans(sets[name], sets["train"]) if train else {} for name in ("real", "synthetic")}
-    if train:
-        add_nearest(floor, nearest["real"], settings)
-        add_nearest(figures, nearest["synthetic"], settings)
-        add_copies(figures, nearest["synthetic"], nearest["real"], settings)
-    trained = sets.get("train", sets["real"])
-    add_scans(floor, sets["real"], "real", nearest["real"], trained)
-    add_scans(figures, sets["synthetic"], "generated", nearest["synthetic"], trained)
+    for part, name, split in ((floor, "real", "real"), (figures, "synthetic", "generated")):
+        searches = _searches(name, sets, settings)
+        for search in searches:
+            add_search(part, search, settings)
+        add_scans(part, sets[name], split, searches)
 
     rows = floor.metrics + figures.metrics
     write_parquet(out / "metrics.parquet", rows, METRIC_COLUMNS)
@@ -107,6 +98,15 @@ def evaluate_folders(
         out / "metrics.json",
         {"provenance": provenance, "rows": [{column: row[column] for column in METRIC_COLUMNS} for row in rows]},
     )
+
+
+def _searches(name: str, sets: dict[str, ScanSet], settings: Evaluate) -> list[Search]:
+    """Return the searches for copies of training scans, where there are any, and for duplicates in one of the folders."""
+    real, train = sets["real"], sets.get("train")
+    if name == "real":
+        return [search_real(real, real), *([search_training(real, train)] if train else [])]
+    others = search_others(sets[name], real, settings)
+    return [others, *([search_training(sets[name], train, real)] if train else [])]
 
 
 def _load(
