@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from neuromf import __version__
 from neuromf.config import Evaluate
-from neuromf.evaluation.copies import Search, add_search, search_others, search_real, search_training
+from neuromf.evaluation.copies import (
+    Search,
+    add_search,
+    most_suspect,
+    search_others,
+    search_real,
+    search_training,
+)
 from neuromf.evaluation.distances import biased_by_few_scans, compare_rows
 from neuromf.evaluation.extractors.registry import (
     CARDS,
@@ -33,6 +42,7 @@ from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
 from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.provenance import code_hash, git_commit
 from neuromf.tables import content_hash, write_json
+from neuromf.volume import write_volume
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +61,8 @@ def evaluate_folders(
     settings: Evaluate,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Compare a folder of synthetic volumes with one of real ones; writes {metrics,scans,spectra}.parquet and metrics.json.
+    """Compare a folder of synthetic volumes with one of real ones; writes {metrics,scans,spectra}.parquet, metrics.json
+    and suspects/, the volumes on the common grid that most look like copies.
 
     Features are kept in ``out/cache``: an evaluation that was interrupted goes on where it was.
 
@@ -92,6 +103,7 @@ def evaluate_folders(
     rows = floor.metrics + figures.metrics
     write_parquet(out / "metrics.parquet", rows, METRIC_COLUMNS)
     write_parquet(out / "scans.parquet", floor.scans + figures.scans, SCAN_COLUMNS)
+    _keep_suspects(out, found, rules, sets)
     write_parquet(out / "spectra.parquet", floor.spectra + figures.spectra, SPECTRUM_COLUMNS)
     provenance = _provenance(found, folders, rules, loaded, features, settings)
     write_json(
@@ -107,6 +119,18 @@ def _searches(name: str, sets: dict[str, ScanSet], settings: Evaluate) -> list[S
         return [search_real(real, real), *([search_training(real, train)] if train else [])]
     others = search_others(sets[name], real, settings)
     return [others, *([search_training(sets[name], train, real)] if train else [])]
+
+
+def _keep_suspects(out: Path, found: dict[str, list[Found]], rules: Rules, sets: dict[str, ScanSet]) -> None:
+    """Write the most suspect volumes and their nearest scans as ``suspects/<folder>/<name>.nii.gz``, for the picture."""
+    shutil.rmtree(out / "suspects", ignore_errors=True)
+    table = pd.read_parquet(out / "scans.parquet")
+    copied, doubled = most_suspect(table, "training"), most_suspect(table, "other")
+    shown = {("synthetic", scan) for scan in [*copied["scan"], *doubled["scan"], *doubled["nearest"]]}
+    affine = np.diag([*[rules.grid.voxel_mm] * 3, 1.0])
+    for name, scan in sorted(shown | {("train", scan) for scan in copied["nearest"]}):
+        volume = on_grid(found[name][sets[name].ids.index(scan)], rules)
+        write_volume(out / "suspects" / name / f"{scan}.nii.gz", volume, affine, np.float32)
 
 
 def _load(

@@ -20,7 +20,7 @@ from neuromf.evaluation import memorisation
 from neuromf.evaluation.extractors.registry import CODEC
 from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
 from neuromf.evaluation.memorisation import Nearest
-from neuromf.evaluation.rows import Part
+from neuromf.evaluation.rows import REFERENCE_RUNS, Part
 from neuromf.evaluation.scans import ScanSet
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def pairs(scans: pd.DataFrame, target: Target) -> pd.DataFrame:
     the distance of features), relative, p, relative_p; closer and relatively_closer than the null allows (`suspect`);
     null_size. First come the pairs that are relatively near, since a volume that is smoother than real ones is near to all.
     """
-    generated = scans[scans["split"] == "generated"]
+    generated = scans[(scans["split"] == "generated") & ~scans["run"].isin(REFERENCE_RUNS)]  # noise is no sample
     rows = []
     for by, suffix in SUFFIX.items():
         prefix = PREFIX[target]
@@ -176,7 +176,7 @@ def _nearest(
     volumes: ScanSet, scans: ScanSet, candidates: NDArray[np.bool_], brain: NDArray[np.bool_]
 ) -> dict[str, Nearest]:
     """Return the nearest scans by pixels and, with a codec, by features; nothing without volumes or candidates."""
-    if not len(volumes) or not candidates.any():
+    if not candidates.any(axis=1).all() or not len(volumes):
         return {}
     by_pixels = memorisation.thumbnail_distances(volumes.thumbnails, scans.thumbnails, brain)
     found = {PIXELS: memorisation.nearest(*by_pixels, candidates)}

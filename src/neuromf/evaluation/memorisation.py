@@ -70,13 +70,13 @@ def feature_distances(queries: Array, mirrored: Array, others: Array) -> tuple[A
 def nearest(direct: Array, mirrored: Array, candidates: NDArray[np.bool_]) -> Nearest:
     """Return the nearest of M scans for each of N volumes, by distances to them and to their mirror images, all (N, M).
 
-    ``candidates`` says which of the scans count; each volume must have as many, at least one.
+    ``candidates`` says which of the scans count, at least one for each volume.
     """
     distance = np.where(candidates, np.minimum(direct, mirrored), np.inf).astype(np.float64)
     index = distance.argmin(axis=1)
     rows = np.arange(len(index))
     ordered = np.sort(distance, axis=1)
-    following = ordered[:, 1 : 1 + min(NEIGHBOURS, int(candidates[0].sum()) - 1)]
+    following = ordered[:, 1 : 1 + min(NEIGHBOURS, int(candidates.sum(axis=1).min()) - 1)]
     relative = None
     if following.shape[1]:
         mean = following.mean(axis=1)
