@@ -13,7 +13,7 @@
 #     samples/<run>/seed-<s>/nfe-<k>/             generated latents and NIfTI volumes
 #     evaluation/                                 codec.json, codec_gate.tsv, codec_worst/, latents.json: before training;
 #                                                 metrics.parquet, metrics.json, scans.parquet, spectra.parquet: after it
-#     paper/                                      codec_worst.png, latents.png, spectrum.png
+#     paper/                                      codec_worst.png, latents.png, spectrum.png, regions.png
 #     report/index.html                           the page to look at
 #   results/experiments/torus/                   the method on data that is understood: snakemake torus
 #   logs/, benchmarks/ under results/             one file per job
@@ -52,6 +52,7 @@ rule all:
         f"{RELEASE_FOLDER}/report/index.html",
         f"{RELEASE_FOLDER}/paper/latents.png",
         f"{RELEASE_FOLDER}/paper/spectrum.png",
+        [f"{RELEASE_FOLDER}/paper/regions.png"] if CONFIG.evaluate.segmenters else [],
 
 
 rule preprocess:

@@ -4,12 +4,13 @@ from neuromf.evaluation.extractors.published import require_weights
 
 require_weights(CONFIG.evaluate.extractors, Path(weights_folder()) if weights_folder() else None)
 EVALUATION = f"{RELEASE_FOLDER}/evaluation"
-EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json")
-PARTS = [
-    f"{EVALUATION}/parts/reference.json",
-    f"{EVALUATION}/parts/noise.json",
-    *(f"{EVALUATION}/parts/{run}_seed-{seed}_nfe-{nfe}.json" for run, seed, nfe in sample_sets()),
-]
+MORPHOMETRY = {"segmenters", "segmented"}
+EVALUATION_SETTINGS = CONFIG.evaluate.model_dump(mode="json", exclude=MORPHOMETRY)
+MORPHOMETRY_SETTINGS = INTERVALS | CONFIG.evaluate.model_dump(mode="json", include=MORPHOMETRY)
+SAMPLE_PART = "{run}_seed-{seed}_nfe-{nfe}.json"
+SAMPLE_PARTS = [SAMPLE_PART.format(run=run, seed=seed, nfe=nfe) for run, seed, nfe in sample_sets()]
+PARTS = [f"{EVALUATION}/parts/{name}" for name in ("reference.json", "noise.json", *SAMPLE_PARTS)]
+REGIONS = [f"{EVALUATION}/morphometry/{name}" for name in ("reference.json", *SAMPLE_PARTS)]
 
 
 rule evaluate_reference:
@@ -51,7 +52,7 @@ rule evaluate_samples:
         reference=f"{EVALUATION}/reference.safetensors",
         codec=trained_codec,
     output:
-        f"{EVALUATION}/parts/{{run}}_seed-{{seed}}_nfe-{{nfe}}.json",
+        f"{EVALUATION}/parts/{SAMPLE_PART}",
     log:
         f"results/logs/evaluate_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
     benchmark:
@@ -104,9 +105,69 @@ rule evaluate_noise:
         "../workflow_scripts/evaluate_noise.py"
 
 
+rule morphometry_reference:
+    input:
+        manifests=released(CONFORMED, "morphometry_reference", PREPROCESSED_BY),
+        nearest=f"{EVALUATION}/parts/reference.json",
+    output:
+        f"{EVALUATION}/morphometry/reference.json",
+    log:
+        f"results/logs/morphometry_reference/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/morphometry_reference/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    threads: 1
+    resources:
+        **NETWORK_JOB,
+        stamp=stamp("morphometry_reference"),
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+        cache=f"{EVALUATION}/cache/segmentations",
+    params:
+        release=RELEASE_TABLE,
+        settings=MORPHOMETRY_SETTINGS,
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.evaluation.morphometry.evaluate:evaluate_real_regions"),
+    script:
+        "../workflow_scripts/morphometry_reference.py"
+
+
+# After the real scans, whose segmentations it finds in the cache.
+rule morphometry_samples:
+    input:
+        participants=f"{SAMPLES}/participants.tsv",
+        manifests=released(CONFORMED, "morphometry_samples", PREPROCESSED_BY),
+        nearest=f"{EVALUATION}/parts/{SAMPLE_PART}",
+        reference=f"{EVALUATION}/morphometry/reference.json",
+    output:
+        f"{EVALUATION}/morphometry/{SAMPLE_PART}",
+    log:
+        f"results/logs/morphometry_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.log",
+    benchmark:
+        f"results/benchmarks/morphometry_samples/{CONFIG.release}-{{run}}-{{seed}}-{{nfe}}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    threads: 1
+    resources:
+        **NETWORK_JOB,
+        stamp=lambda wildcards: stamp("morphometry_samples", wildcards),
+        device=CONFIG.device,
+        weights_dir=weights_folder(),
+        cache=f"{EVALUATION}/cache/segmentations",
+    params:
+        release=RELEASE_TABLE,
+        settings=MORPHOMETRY_SETTINGS,
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.evaluation.morphometry.evaluate:evaluate_sample_regions"),
+    script:
+        "../workflow_scripts/morphometry_samples.py"
+
+
 rule metrics:
     input:
         PARTS,
+        REGIONS if CONFIG.evaluate.segmenters else [],
     output:
         metrics=f"{EVALUATION}/metrics.parquet",
         readable=report(

@@ -72,6 +72,29 @@ rule spectrum_picture:
         "../workflow_scripts/spectrum_picture.py"
 
 
+rule regions_picture:
+    input:
+        f"{EVALUATION}/metrics.parquet",
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/regions.png",
+            caption="../src/neuromf/paper/report/captions/regions.rst",
+            category="Evaluation",
+        ),
+    log:
+        f"results/logs/regions_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/regions_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.paper.regions:draw_regions"),
+    script:
+        "../workflow_scripts/regions_picture.py"
+
+
 rule copies_picture:
     input:
         manifests=released(CONFORMED, "copies_picture", PREPROCESSED_BY),

@@ -105,6 +105,12 @@ def evaluate(
     extractor: Annotated[
         list[str] | None, typer.Option(help="Name; may be given several times. Default: all whose weights are there.")
     ] = None,
+    segmenter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tissues, subcortical, aparc50, atropos or synthseg; may be given several times. Default: none."
+        ),
+    ] = None,
     weights_dir: Annotated[Path | None, typer.Option(help="Folder of published weights; or NEUROMF_WEIGHTS.")] = None,
     codec: Annotated[
         str | None, typer.Option(help="Weights of the extractor `codec`: a path, or `demo`, trained on 3 mm voxels.")
@@ -135,6 +141,7 @@ def evaluate(
             out,
             train=train,
             extractors=extractor,
+            segmenters=segmenter or (),
             codec=load_codec(Codec(weights=codec), weights_dir=weights_dir, device=chosen) if codec else None,
             weights_dir=weights_dir,
             spacing_mm=spacing,

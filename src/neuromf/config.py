@@ -433,6 +433,12 @@ class Evaluate(Section):
         "Networks whose features are compared; all but `codec`, which the report needs, have published weights"
         " (docs/evaluation.md)",
     )
+    segmenters: tuple[Literal["tissues", "subcortical", "aparc50", "atropos", "synthseg"], ...] = setting(
+        (), "Segmenters whose regional volumes are compared (docs/evaluation.md): minutes a scan on a CPU but `tissues`"
+    )
+    segmented: int = setting(
+        256, "Real scans, and volumes of each folder of samples, that are segmented at most", unit="scans", ge=2
+    )
     spectrum_k0: float = setting(
         0.25,
         "Spatial frequency above which energy counts as high, as a share of the grid's Nyquist frequency",
@@ -446,6 +452,8 @@ class Evaluate(Section):
             raise ValueError(
                 f"evaluate.extractors {self.extractors}: name codec, which the report needs, and each once"
             )
+        if len(set(self.segmenters)) < len(self.segmenters):
+            raise ValueError(f"evaluate.segmenters {self.segmenters}: name each once")
         return self
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
@@ -18,6 +20,7 @@ from neuromf.evaluation.copies import (
     Search,
     add_search,
     most_suspect,
+    nearest_scans,
     search_others,
     search_real,
     search_training,
@@ -36,6 +39,10 @@ from neuromf.evaluation.features import cached_regions, gather
 from neuromf.evaluation.folders import Found, Intensity, Rules, common_rules, on_grid, survey, volume_files, volumes
 from neuromf.evaluation.inference import Estimate
 from neuromf.evaluation.measure import add_scans, add_volume_comparison, add_volumes
+from neuromf.evaluation.morphometry.backends import find_segmenter
+from neuromf.evaluation.morphometry.evaluate import add_folder_regions
+from neuromf.evaluation.morphometry.regions import describe_regions
+from neuromf.evaluation.morphometry.segmentation import Scan
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, SPECTRUM_COLUMNS, Part, write_parquet
 from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
@@ -54,6 +61,7 @@ def evaluate_folders(
     *,
     train: Path | None = None,
     extractors: Sequence[str] | None = None,
+    segmenters: Sequence[str] = (),
     codec: VolumeCodec | None = None,
     weights_dir: Path | None = None,
     spacing_mm: float | None = None,
@@ -69,6 +77,7 @@ def evaluate_folders(
     Args:
         train: folder of the scans a model was trained on, for copies; the real scans are then the null and must be others.
         extractors: names; None: `codec` when there is one, and all others whose weights are there.
+        segmenters: names (`neuromf.evaluation.morphometry.backends.SEGMENTERS`); every volume is segmented by each.
         codec: what the extractor `codec` and the search for copies by features use.
         weights_dir: folder of published weights; None: the environment's NEUROMF_WEIGHTS.
         spacing_mm, intensity: see `neuromf.evaluation.folders`.
@@ -76,10 +85,12 @@ def evaluate_folders(
     Raises:
         EvaluationError: folders without volumes, or such that cannot be compared; names the file and the remedy.
         ExtractorError: an extractor that was asked for and cannot be used.
+        WeightsError: a segmenter that was asked for has no weights or program.
         VolumeError: a volume that cannot be read.
     """
     cache = out / "cache"
     loaded = _load(extractors, codec, weights_dir, device)
+    chosen = [find_segmenter(name, weights_dir, device) for name in dict.fromkeys(segmenters)]
     folders = {"real": real, "synthetic": synthetic} | ({"train": train} if train else {})
     found = {name: survey(volume_files(folder), cache, label=name) for name, folder in folders.items()}
     _warn_of_copies(found)
@@ -94,21 +105,30 @@ def evaluate_folders(
         others = {} if name == "real" else {"real": sets["real"].spectra}
         add_spectrum(part, sets[name].spectra, rules.grid.shape, rules.grid.voxel_mm, settings, others)
     add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
+    for segmenter in chosen:
+        regions = {
+            name: describe_regions(_scans(found[name], sets[name].ids, rules), segmenter, cache, label=name)
+            for name in ("real", "synthetic")
+        }
+        neighbours = nearest_scans(sets["synthetic"], sets["real"])
+        rows = neighbours.get(CODEC, neighbours["pixels"]).index
+        add_folder_regions(floor, figures, regions["real"], regions["synthetic"], rows, settings)
     for part, name, split in ((floor, "real", "real"), (figures, "synthetic", "generated")):
         searches = _searches(name, sets, settings)
         for search in searches:
             add_search(part, search, settings)
         add_scans(part, sets[name], split, searches)
 
-    rows = floor.metrics + figures.metrics
-    write_parquet(out / "metrics.parquet", rows, METRIC_COLUMNS)
+    metrics = floor.metrics + figures.metrics
+    write_parquet(out / "metrics.parquet", metrics, METRIC_COLUMNS)
     write_parquet(out / "scans.parquet", floor.scans + figures.scans, SCAN_COLUMNS)
     _keep_suspects(out, found, rules, sets)
     write_parquet(out / "spectra.parquet", floor.spectra + figures.spectra, SPECTRUM_COLUMNS)
     provenance = _provenance(found, folders, rules, loaded, features, settings)
+    provenance["segmenters"] = {segmenter.name: segmenter.key for segmenter in chosen}
     write_json(
         out / "metrics.json",
-        {"provenance": provenance, "rows": [{column: row[column] for column in METRIC_COLUMNS} for row in rows]},
+        {"provenance": provenance, "rows": [{column: row[column] for column in METRIC_COLUMNS} for row in metrics]},
     )
 
 
@@ -164,6 +184,15 @@ def _describe(
         for name, (one, volume) in zip(names, volumes(found, rules, label=f"{label}: features"), strict=True)
     ]
     return join(described)
+
+
+def _scans(found: Sequence[Found], ids: Sequence[str], rules: Rules) -> list[Scan]:
+    """Return the volumes on the common grid as scans to segment."""
+
+    def read(one: Found) -> nib.Nifti1Image:
+        return nib.Nifti1Image(on_grid(one, rules), np.diag([*[rules.grid.voxel_mm] * 3, 1.0]))
+
+    return [Scan(name, rules.key(one), partial(read, one)) for name, one in zip(ids, found, strict=True)]
 
 
 def _add_distances(

@@ -71,14 +71,17 @@ class Search:
         return figures
 
 
+def nearest_scans(volumes: ScanSet, among: ScanSet) -> dict[str, Nearest]:
+    """Return each volume's nearest scan of another set, by pixels and, with a codec, by features; nothing for no volumes."""
+    every = np.ones((len(volumes), len(among)), dtype=bool)
+    return _nearest(volumes, among, every, memorisation.brain_of(among.thumbnails))
+
+
 def search_training(volumes: ScanSet, train: ScanSet, held_out: ScanSet | None = None) -> Search:
     """Look for each volume's nearest training scan; the null is that of held-out scans, which no model was trained on."""
-    brain = memorisation.brain_of(train.thumbnails)
-
-    def look(scans: ScanSet) -> dict[str, Nearest]:
-        return _nearest(scans, train, np.ones((len(scans), len(train)), dtype=bool), brain)
-
-    return Search("training", train.ids, look(volumes), look(held_out) if held_out else {})
+    return Search(
+        "training", train.ids, nearest_scans(volumes, train), nearest_scans(held_out, train) if held_out else {}
+    )
 
 
 def search_others(volumes: ScanSet, real: ScanSet, settings: Evaluate) -> Search:
@@ -187,7 +190,9 @@ def _nearest(
 
 
 def _others(volumes: ScanSet, scans: ScanSet) -> NDArray[np.bool_]:
-    """Return which scans (M,) are not the volume itself, (N, M), by their names."""
+    """Return which scans (M,) are not the volume itself, (N, M), by their names where they are another set."""
+    if volumes is scans:
+        return ~np.eye(len(scans), dtype=bool)
     return np.array(volumes.ids)[:, None] != np.array(scans.ids)[None]
 
 

@@ -223,22 +223,24 @@ def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
     """Merge the jobs' JSON files to ``metrics`` (parquet, and the same rows as .json beside it) and ``scans`` (parquet).
 
     Raises:
-        ValueError: no parts, or two parts hold the same run, seed and NFE.
+        ValueError: no parts, or two parts hold the same figure.
     """
     metric_rows: list[dict[str, Any]] = []
     scan_rows: list[dict[str, Any]] = []
     provenance = []
     seen: dict[tuple[Any, ...], Path] = {}
+    figure = METRIC_COLUMNS[: METRIC_COLUMNS.index("value")]
     for path in parts:
         content = json.loads(path.read_text(encoding="utf-8"))
         provenance.append({"part": path.name} | content["provenance"])
         for part in content["parts"]:
-            key = (part["release"], part["run"], part["seed"], part["nfe"])
-            if key in seen:
-                raise ValueError(
-                    f"{path} and {seen[key]} both hold run {key[1]}, seed {key[2]}, nfe {key[3]}; give one"
-                )
-            seen[key] = path
+            for row in part["metrics"]:
+                key = tuple(row[column] for column in figure)
+                if key in seen:
+                    raise ValueError(
+                        f"{path} and {seen[key]} both hold {dict(zip(figure, key, strict=True))}; give one"
+                    )
+                seen[key] = path
             metric_rows += part["metrics"]
             scan_rows += part["scans"]
     if not metric_rows:

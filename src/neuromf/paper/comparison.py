@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from neuromf.evaluation.copies import PIXELS
+from neuromf.evaluation.rows import NO_EXTRACTOR
+from neuromf.paper import regions
 from neuromf.paper.copies import draw_copies
 from neuromf.paper.style import REFERENCE_GREY, run_colours
 from neuromf.paper.tables import MISSING, distance_names, latex_table
@@ -44,7 +46,8 @@ _VOLUMES = {  # metric of the synthetic volumes against the real: title
 
 
 def write_comparison(folder: Path) -> str:
-    """Write {distances,volumes,copies}.{csv,tex} and {distances,copies}.png beside metrics.json; return the tables as text.
+    """Write {distances,volumes,copies}.{csv,tex}, {distances,copies}.png and, of segmenters, regions.{csv,tex,png} and
+    ratios.{csv,tex} beside metrics.json; return the tables as text.
 
     ``folder`` is what `neuromf.evaluation.compare.evaluate_folders` wrote.
     """
@@ -55,6 +58,10 @@ def write_comparison(folder: Path) -> str:
         "volumes": volume_table(metrics),
         "copies": copies_table(metrics),
     }
+    if about["segmenters"]:
+        tables["regions"] = regions.region_table(metrics, "synthetic")
+        tables["ratios"] = regions.ratio_table(metrics, "synthetic")
+        regions.draw_regions(folder / "metrics.parquet", folder / "regions.png")
     notes = dict.fromkeys(tables, "")
     if len(tables["distances"]):
         notes["distances"] = f"{FEW_SCANS}: {WHY}." if tables["distances"]["Note"].any() else ""
@@ -104,7 +111,8 @@ def distance_table(metrics: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame
 def volume_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return one row per tissue: mean volumes of both folders and how the synthetic differ from the real."""
     rows = []
-    for tissue in metrics[metrics["metric"] == "cohens_d"]["region"]:
+    metrics = metrics[metrics["extractor"] == NO_EXTRACTOR]
+    for tissue in metrics[(metrics["metric"] == "cohens_d") & (metrics["run"] == "synthetic")]["region"]:
         chosen = metrics[metrics["region"] == tissue]
         row = {"Tissue": tissue, "Real, ml": _figure(chosen, "real", "volume_ml")}
         row["Synthetic, ml"] = _figure(chosen, "synthetic", "volume_ml")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from neuromf.evaluation.rows import NO_EXTRACTOR
 from neuromf.paper.style import run_label
 from neuromf.tables import write_text
 
@@ -22,7 +23,7 @@ class Column:
     digits: int
     better: str = ""  # ↑ | ↓ | nothing
     scale: float = 1.0  # of what is printed
-    extractor: str = ""  # whose features; "" for figures that have one row only
+    extractor: str = NO_EXTRACTOR  # whose features
 
 
 COLUMNS = (
@@ -34,7 +35,7 @@ COLUMNS = (
     Column("cohens_d", "brain", "Cohen's d, brain", 2),
     Column("cohens_d", "grey", "Cohen's d, grey matter", 2),
     Column("cohens_d", "deep_csf", "Cohen's d, deep fluid", 2),
-    Column("nearest_training_correlation", "brain", "Nearest training scan, r", 3),
+    Column("nearest_training_correlation", "brain", "Nearest training scan, r", 3, extractor="pixels"),
     Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
 )
 CODEC_COLUMNS = (
@@ -159,14 +160,13 @@ def latex_table(table: pd.DataFrame, path: Path, note: str = "") -> None:
 
 
 def figure_of(
-    metrics: pd.DataFrame, run: str, metric: str, region: str, nfe: int | None = None, extractor: str | None = None
+    metrics: pd.DataFrame, run: str, metric: str, region: str, nfe: int | None = None, extractor: str = NO_EXTRACTOR
 ) -> pd.Series | None:
     """Return the row of one figure (of the first seed), or None when it was not measured or has no value."""
     chosen = metrics[(metrics["run"] == run) & (metrics["metric"] == metric) & (metrics["region"] == region)]
+    chosen = chosen[chosen["extractor"] == extractor]
     if nfe is not None:
         chosen = chosen[chosen["nfe"] == nfe]
-    if extractor is not None:
-        chosen = chosen[chosen["extractor"] == extractor]
     chosen = chosen[chosen["value"].notna()].sort_values("seed")
     return chosen.iloc[0] if len(chosen) else None
 
@@ -174,7 +174,7 @@ def figure_of(
 def _rows(metrics: pd.DataFrame, column: Column) -> pd.DataFrame:
     """Return the rows of a column's figure."""
     chosen = (metrics["metric"] == column.metric) & (metrics["region"] == column.region)
-    return metrics[chosen & (metrics["extractor"] == column.extractor)] if column.extractor else metrics[chosen]
+    return metrics[chosen & (metrics["extractor"] == column.extractor)]
 
 
 def _cell(row: pd.Series, column: Column) -> str:

@@ -165,6 +165,8 @@ def test_the_command(folders, settings, caplog):
         str(folders / "good"),
         "--bootstrap",
         "100",
+        "--segmenter",
+        "tissues",
     ]
     with caplog.at_level(logging.WARNING):
         done = CliRunner().invoke(app, [*arguments, "--out", str(folders / "o")])
@@ -177,7 +179,14 @@ def test_the_command(folders, settings, caplog):
         "distances.csv",
         "volumes.tex",
         "distances.png",
+        "regions.png",
+        "ratios.tex",
     } <= names
+    regions = pd.read_csv(folders / "o" / "regions.csv")
+    assert regions["Region"].tolist() == ["brain", "csf", "grey", "white", "deep csf"]
+    assert all("[" in cell for cell in regions["Cohen's d"]) and "Dice with nearest" in regions
+    about = json.loads((folders / "o" / "metrics.json").read_text())["provenance"]
+    assert list(about["segmenters"]) == ["tissues"]
     refused = CliRunner().invoke(app, [*arguments, "--out", str(folders / "p"), "--intensity", "minmax"])
     assert refused.exit_code == 2
     missing = CliRunner().invoke(app, ["evaluate", "--real", "none", "--synthetic", "x", "--out", str(folders / "q")])

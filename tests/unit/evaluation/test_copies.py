@@ -22,7 +22,7 @@ from neuromf.evaluation.extractors.registry import VOLUME, codec_extractor
 from neuromf.evaluation.measure import add_scans
 from neuromf.evaluation.memorisation import thumbnail
 from neuromf.evaluation.rows import SCAN_COLUMNS, Part, write_parquet
-from neuromf.evaluation.scans import ScanSet
+from neuromf.evaluation.scans import ScanSet, join
 
 
 @pytest.fixture
@@ -196,6 +196,12 @@ def test_the_null_of_duplicates_has_as_many_candidates_as_the_samples(anatomy, d
     assert not caplog.records
     search_others(real, few, settings)
     assert "100 volumes and 10 real scans" in caplog.text
+
+
+def test_volumes_of_one_name_are_still_others(anatomy, described, train, settings):
+    half = described({f"s{i}": anatomy(800 + i) for i in range(4)})
+    found = search_others(join([half, half]), described(train), settings).found
+    assert found[PIXELS].index.tolist() == [4, 5, 6, 7, 0, 1, 2, 3] and (found[CODEC].distance == 0).all()
 
 
 def test_one_volume_or_no_null_leaves_rows_out(anatomy, described, train, settings):

@@ -170,9 +170,9 @@ def test_what_cannot_be_evaluated_is_refused_with_the_remedy(release, write_brai
         )  # fmt: skip
 
 
-def test_two_parts_of_one_run_are_refused(release):
+def test_two_parts_with_the_same_figure_are_refused(release):
     release.real(train=range(3), test=[5, 6])
-    with pytest.raises(ValueError, match="both hold run real"):
+    with pytest.raises(ValueError, match="both hold .*'run': 'real'.*'metric': 'kernel_distance'"):
         merge_metrics(release.parts * 2, metrics=release.folder / "m.parquet", scans=release.folder / "s.parquet")
     with pytest.raises(ValueError, match="nothing to merge"):
         merge_metrics([], metrics=release.folder / "m.parquet", scans=release.folder / "s.parquet")

@@ -47,9 +47,12 @@ def test_csv_and_latex_hold_the_same_cells(metrics, tmp_path):
 
 
 def test_one_figure_is_found_or_none(metrics):
-    assert figure_of(metrics, "meanflow", "frechet_distance", "volume", nfe=2)["value"] == 2.0
-    assert figure_of(metrics, "meanflow", "kernel_distance", "volume", nfe=2) is None
-    assert figure_of(metrics, "other", "frechet_distance", "volume") is None
+    assert figure_of(metrics, "meanflow", "frechet_distance", "volume", 2, "codec")["value"] == 2.0
+    assert figure_of(metrics, "meanflow", "kernel_distance", "volume", 2, "codec") is None
+    assert figure_of(metrics, "other", "frechet_distance", "volume", extractor="codec") is None
+    assert figure_of(metrics, "meanflow", "frechet_distance", "volume", 2) is None, (
+        "another extractor's is another figure"
+    )
 
 
 def test_further_extractors_have_columns_and_only_inceptions_distance_is_called_fid(metrics, tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,10 +15,9 @@ from neuromf.config import Evaluate
 from neuromf.evaluation.inference import mean_estimate, share_estimate
 from neuromf.evaluation.morphometry.atlas import Atlas
 from neuromf.evaluation.morphometry.compare import asymmetry, compare_volumes, correlation, effect_size, overlaps
-from neuromf.evaluation.morphometry.segmentation import Segmenter, labels_path, segment_file
+from neuromf.evaluation.morphometry.segmentation import Scan, Segmenter, labels_path, segment_scan
 from neuromf.evaluation.morphometry.synthseg import QUALITY_PASS
 from neuromf.evaluation.rows import Part
-from neuromf.tables import file_sha256
 
 Array = NDArray[np.float64]
 RATIOS = (("grey", "white"), ("csf", "grey"), ("csf", "white"))
@@ -41,6 +40,18 @@ class RegionSet:
     quality: Array
     labels: tuple[Path, ...]
 
+    def of_scans(self, chosen: ArrayLike) -> RegionSet:
+        """Return some of the scans, given by their numbers or by a mask (N,)."""
+        rows = np.arange(len(self.ids))[np.asarray(chosen)]
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
+            volumes=self.volumes[rows],
+            sides=self.sides[rows],
+            quality=self.quality[rows],
+        )
+
     def volume(self, region: str) -> Array:
         """Return one region's volumes (N,) in ml."""
         return self.volumes[:, list(self.atlas.regions).index(region)]
@@ -50,27 +61,27 @@ class RegionSet:
         return np.sum([self.volume(region) for region in self.atlas.tissues[name]], axis=0)
 
 
-def describe_regions(files: Mapping[str, Path], segmenter: Segmenter, cache: Path, *, label: str) -> RegionSet:
-    """Return the regional figures of volume files (scan id → path), segmenting those that the cache does not have.
+def describe_regions(scans: Sequence[Scan], segmenter: Segmenter, cache: Path, *, label: str) -> RegionSet:
+    """Return the regional figures of scans, segmenting those that the cache does not have.
 
     Raises:
         ValueError: there is none.
         VolumeError: a volume cannot be read or segmented.
     """
-    if not files:
+    if not scans:
         raise ValueError(f"{label}: no volumes to segment")
     atlas, folder = segmenter.atlas, cache / f"{segmenter.name}-{segmenter.key[:16]}"
     volumes, sides, quality, labels = [], [], [], []
     scores: tuple[str, ...] = ()
-    for path in tqdm(files.values(), desc=f"{label}: {segmenter.name}", unit="volume"):
-        found = segment_file(path, segmenter, cache)
+    for scan in tqdm(scans, desc=f"{label}: {segmenter.name}", unit="volume"):
+        found = segment_scan(scan, segmenter, cache)
         scores = tuple(found.quality)
         volumes.append([found.volumes[region] for region in atlas.regions])
         sides.append([found.sides[region] for region in atlas.paired])
         quality.append(list(found.quality.values()))
-        labels.append(labels_path(folder / file_sha256(path)))
+        labels.append(labels_path(folder / scan.sha256))
     return RegionSet(
-        tuple(files),
+        tuple(scan.id for scan in scans),
         segmenter.name,
         atlas,
         np.array(volumes, dtype=np.float64),
@@ -81,11 +92,30 @@ def describe_regions(files: Mapping[str, Path], segmenter: Segmenter, cache: Pat
     )
 
 
-def add_regions(part: Part, generated: RegionSet, real: RegionSet, settings: Evaluate) -> None:
-    """Add what regional volumes say of generated scans against real ones: one row per figure and region.
+def add_regions(part: Part, scans: RegionSet, settings: Evaluate) -> None:
+    """Add the means of regional volumes, tissue ratios, asymmetries and quality scores: one row per figure and region.
 
-    Means, Cohen's d, distances of the distributions, shares in the real range, tissue ratios, asymmetries and quality.
+    Quality has rows where the segmenter gives scores: each one's mean, and the share of scans whose every score passes.
     The rows' extractor is the segmenter.
+    """
+    name = scans.segmenter
+    for region in scans.atlas.regions:
+        part.add("volume_ml", region, mean_estimate(scans.volume(region), settings), name)
+    for (upper, lower), ratio in _ratios(scans).items():
+        part.add("volume_ratio", f"{upper}/{lower}", mean_estimate(ratio[np.isfinite(ratio)], settings), name)
+    for index, region in enumerate(scans.atlas.paired):
+        gaps = asymmetry(scans.sides[:, index])
+        part.add("asymmetry", region, mean_estimate(gaps[np.isfinite(gaps)], settings), name)
+    for index, score in enumerate(scans.scores):
+        part.add("quality", score, mean_estimate(scans.quality[:, index], settings), name)
+    if scans.scores:
+        passed = (scans.quality >= QUALITY_PASS).all(axis=1)
+        part.add("quality_pass", "all", share_estimate(passed, settings), name)
+
+
+def add_region_comparison(part: Part, generated: RegionSet, real: RegionSet, settings: Evaluate) -> None:
+    """Add how regional volumes, tissue ratios and asymmetries of generated scans differ from those of real ones: Cohen's
+    d, distances of the distributions, shares in the real range.
 
     Raises:
         ValueError: the two were segmented by different segmenters.
@@ -94,29 +124,17 @@ def add_regions(part: Part, generated: RegionSet, real: RegionSet, settings: Eva
     name = generated.segmenter
     for region in generated.atlas.regions:
         x, y = generated.volume(region), real.volume(region)
-        part.add("volume_ml", region, mean_estimate(x, settings), name)
         for metric, estimate in compare_volumes(x, y, settings).items():
             part.add(metric, region, estimate, name)
-        inside = (x >= y.min()) & (x <= y.max())
+        inside = (x >= y.min()) & (x <= y.max()) if len(y) else []
         part.add("volume_in_real_range", region, share_estimate(inside, settings), name)
-    for upper, lower in RATIOS:
-        x, y = (_ratio(scans.tissue(upper), scans.tissue(lower)) for scans in (generated, real))
-        part.add("volume_ratio", f"{upper}/{lower}", mean_estimate(x[np.isfinite(x)], settings), name)
-        part.add("volume_ratio_cohens_d", f"{upper}/{lower}", effect_size(x, y, settings), name)
+    ratios = _ratios(real)
+    for (upper, lower), ratio in _ratios(generated).items():
+        d = effect_size(ratio, ratios[upper, lower], settings)
+        part.add("volume_ratio_cohens_d", f"{upper}/{lower}", d, name)
     for index, region in enumerate(generated.atlas.paired):
         x, y = asymmetry(generated.sides[:, index]), asymmetry(real.sides[:, index])
-        part.add("asymmetry", region, mean_estimate(x[np.isfinite(x)], settings), name)
         part.add("asymmetry_cohens_d", region, effect_size(x, y, settings), name)
-    add_quality(part, generated, settings)
-
-
-def add_quality(part: Part, scans: RegionSet, settings: Evaluate) -> None:
-    """Add the mean of each quality score, and the share of scans whose every score passes; nothing without scores."""
-    for index, score in enumerate(scans.scores):
-        part.add("quality", score, mean_estimate(scans.quality[:, index], settings), scans.segmenter)
-    if scans.scores:
-        passed = (scans.quality >= QUALITY_PASS).all(axis=1)
-        part.add("quality_pass", "all", share_estimate(passed, settings), scans.segmenter)
 
 
 def add_nearest_regions(
@@ -168,8 +186,15 @@ def _labelled(atlas: Atlas) -> dict[str, tuple[int, ...]]:
     return {region: known for region, known in atlas.regions.items() if known}
 
 
-def _ratio(upper: Array, lower: Array) -> Array:
-    return np.divide(upper, lower, out=np.full(upper.shape, np.nan), where=lower > 0)
+def _ratios(scans: RegionSet) -> dict[tuple[str, str], Array]:
+    """Return the ratios (N,) of tissue volumes; NaN where the lower one is zero."""
+    volumes = {tissue: scans.tissue(tissue) for tissue in scans.atlas.tissues}
+    return {
+        (upper, lower): np.divide(
+            volumes[upper], volumes[lower], out=np.full(len(scans.ids), np.nan), where=volumes[lower] > 0
+        )
+        for upper, lower in RATIOS
+    }
 
 
 def _same_segmenter(generated: RegionSet, real: RegionSet) -> None:

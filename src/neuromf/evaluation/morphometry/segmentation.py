@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -35,6 +36,15 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
+class Scan:
+    """One brain to segment: ``sha256`` stands for the volume that ``read`` gives."""
+
+    id: str
+    sha256: str
+    read: Callable[[], nib.Nifti1Image]
+
+
+@dataclass(frozen=True)
 class Segmenter:
     """A way to segment a brain. ``key`` (weights or program, and rule) decides whether cached results are still valid."""
 
@@ -62,20 +72,25 @@ def measure_labels(labels: nib.Nifti1Image, atlas: Atlas) -> Segmentation:
     return Segmentation(labels, volumes, sides, {})
 
 
-def segment_file(path: Path, segmenter: Segmenter, cache: Path) -> Segmentation:
+def file_scans(files: Mapping[str, Path]) -> list[Scan]:
+    """Return volume files (scan id → path) as scans to segment."""
+    return [Scan(scan_id, file_sha256(path), partial(read_volume, path)) for scan_id, path in files.items()]
+
+
+def segment_scan(scan: Scan, segmenter: Segmenter, cache: Path) -> Segmentation:
     """Return the segmentation of a volume, from the cache when it is there.
 
-    It lies in ``cache/<segmenter>-<key>/<sha256 of the volume's file>`` as ``.nii.gz`` (labels) and ``.json`` (figures,
-    written last), so an interrupted series goes on where it stopped. Damaged entries are computed again.
+    It lies in ``cache/<segmenter>-<key>/<sha256>`` as ``.nii.gz`` (labels) and ``.json`` (figures, written last), so an
+    interrupted series goes on where it stopped. Damaged entries are computed again.
 
     Raises:
         VolumeError: the volume cannot be read or segmented.
     """
-    stem = cache / f"{segmenter.name}-{segmenter.key[:16]}" / file_sha256(path)
+    stem = cache / f"{segmenter.name}-{segmenter.key[:16]}" / scan.sha256
     found = _read(stem)
     if found is not None:
         return found
-    result = segmenter.compute(read_volume(path))
+    result = segmenter.compute(scan.read())
     kind = np.uint8 if np.asarray(result.labels.dataobj).max() < 256 else np.int16
     write_volume(labels_path(stem), np.asarray(result.labels.dataobj).astype(kind), result.labels.affine, kind)
     write_json(

@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from neuromf.paper import codec, figures, latents, mosaics, spectrum, style, tables
+from neuromf.paper import codec, figures, latents, mosaics, regions, spectrum, style, tables
 from neuromf.paper.report.quality import Quality, read_quality
 from neuromf.paper.report.summary import key_figures, sentences
 from neuromf.tables import SPLITS, atomic_path, file_sha256, read_release, write_text
@@ -132,6 +132,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "spectrum_figure": _spectrum(pd.read_parquet(inputs.spectra), inputs.config["evaluate"]["spectrum_k0"]),
         "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS, real="real scans"),
         "volume_figures": _volume_figures(scans, main),
+        **_regions(metrics, main),
         "copies_tables": {
             title: tables.measured(tables.metric_table(metrics, tables.copies_columns(target), real="real scans"))
             for target, title in (
@@ -283,6 +284,23 @@ def _spectrum(table: pd.DataFrame, k0: float) -> Picture:
                  " line is what its generator loses on top.")  # fmt: skip
 
 
+def _regions(metrics: pd.DataFrame, main: SampleSet) -> dict[str, Any]:
+    """Return the figure and the tables of regional volumes, None and empty without a segmenter."""
+    if regions.regional(metrics).empty:
+        return {"region_figure": None, "region_table": pd.DataFrame(), "ratio_table": pd.DataFrame()}
+    caption = (
+        "How the regional volumes and the left-right asymmetry of generated brains differ from those of real scans, and how"
+        " far each generated brain's labels overlap with those of its nearest training scan by features; each run at its"
+        " fewest network evaluations. Grey: training against held-out scans."
+    )
+    figure = _plot(lambda: regions.regions(metrics), "Regional volumes", caption)
+    tables = {
+        "region_table": regions.region_table(metrics, main.run),
+        "ratio_table": regions.ratio_table(metrics, main.run),
+    }
+    return {"region_figure": figure, **tables}
+
+
 def _training(runs: Sequence[TrainingRun]) -> Picture | None:
     logs = {}
     for run in runs:
@@ -389,7 +407,7 @@ def _validation(rows: pd.DataFrame, exported: Mapping[str, Any]) -> dict[str, li
 
 def _provenance(inputs: ReportInputs) -> dict[str, str]:
     evaluation = json.loads(inputs.metrics.with_suffix(".json").read_text(encoding="utf-8"))["provenance"]
-    codecs = sorted({part["codec_sha256"] for part in evaluation})
+    codecs = sorted({part["codec_sha256"] for part in evaluation if "codec_sha256" in part})
     return {
         "Git commit": inputs.git_commit or "not a git checkout",
         "Release table, SHA-256": file_sha256(inputs.release_table),

@@ -9,16 +9,22 @@ import numpy as np
 import pytest
 
 from neuromf.evaluation.morphometry.backends import find_segmenter
-from neuromf.evaluation.morphometry.regions import add_nearest_regions, add_regions, describe_regions
+from neuromf.evaluation.morphometry.regions import (
+    add_nearest_regions,
+    add_region_comparison,
+    add_regions,
+    describe_regions,
+)
+from neuromf.evaluation.morphometry.segmentation import file_scans
 from neuromf.evaluation.rows import METRIC_COLUMNS, Part
 
 
 @pytest.fixture
 def sets(tmp_path: Path, write_brains):
     segmenter, cache = find_segmenter("tissues"), tmp_path / "cache"
-    real = describe_regions(write_brains("real", range(6)), segmenter, cache, label="real")
+    real = describe_regions(file_scans(write_brains("real", range(6))), segmenter, cache, label="real")
     files = write_brains("generated", range(2, 6)) | write_brains("large", [20], scale=1.15)
-    return describe_regions(files, segmenter, cache, label="generated"), real
+    return describe_regions(file_scans(files), segmenter, cache, label="generated"), real
 
 
 def rows(part: Part, metric: str) -> dict[str, dict]:
@@ -28,7 +34,8 @@ def rows(part: Part, metric: str) -> dict[str, dict]:
 def test_every_figure_has_n_and_interval(sets, settings) -> None:
     generated, real = sets
     part = Part("demo", "meanflow", 0, 1)
-    add_regions(part, generated, real, settings)
+    add_regions(part, generated, settings)
+    add_region_comparison(part, generated, real, settings)
     for row in part.metrics:
         assert set(row) == set(METRIC_COLUMNS) and row["extractor"] == "tissues" and row["n"] == 5
         if row["value"] is None:  # these brains' white matter is exactly symmetric
@@ -45,14 +52,14 @@ def test_every_figure_has_n_and_interval(sets, settings) -> None:
 
 
 def test_quality_passes_where_every_score_does(sets, settings) -> None:
-    generated, real = sets
+    generated, _ = sets
     scored = replace(
         generated,
         scores=("thalamus", "csf"),
         quality=np.array([[0.9, 0.9], [0.9, 0.6], [0.7, 0.7], [0.5, 0.9], [1, 1]]),
     )
     part = Part("demo", "meanflow", 0, 1)
-    add_regions(part, scored, real, settings)
+    add_regions(part, scored, settings)
     assert rows(part, "quality_pass")["all"]["value"] == pytest.approx(0.6)
     assert rows(part, "quality")["thalamus"]["value"] == pytest.approx(0.8)
 
@@ -60,13 +67,7 @@ def test_quality_passes_where_every_score_does(sets, settings) -> None:
 def test_nearest_scans_are_compared_in_pairs(sets, settings) -> None:
     generated, real = sets
     part, twins = Part("demo", "meanflow", 0, 1), [2, 3, 4, 5]
-    four = replace(
-        generated,
-        ids=generated.ids[:4],
-        volumes=generated.volumes[:4],
-        sides=generated.sides[:4],
-        labels=generated.labels[:4],
-    )
+    four = generated.of_scans(range(4))
     add_nearest_regions(part, four, real, twins, settings)
     assert rows(part, "nearest_volume_correlation")["grey"]["value"] == pytest.approx(1)
     assert rows(part, "nearest_volume_correlation")["all"]["value"] == pytest.approx(1)
@@ -81,6 +82,6 @@ def test_nearest_scans_are_compared_in_pairs(sets, settings) -> None:
 def test_sets_of_different_segmenters_are_refused(sets, settings) -> None:
     generated, real = sets
     with pytest.raises(ValueError, match="use one segmenter"):
-        add_regions(Part("demo", "x", 0, 1), generated, replace(real, segmenter="atropos"), settings)
+        add_region_comparison(Part("demo", "x", 0, 1), generated, replace(real, segmenter="atropos"), settings)
     with pytest.raises(ValueError, match="no volumes to segment"):
-        describe_regions({}, find_segmenter("tissues"), Path("unused"), label="none")
+        describe_regions([], find_segmenter("tissues"), Path("unused"), label="none")

@@ -12,7 +12,13 @@ import pytest
 from neuromf.evaluation.morphometry.atlas import APARC50, SUBCORTICAL, TISSUE_MAP, Atlas
 from neuromf.evaluation.morphometry.backends import SEGMENTERS, find_segmenter, without_choroid_plexus
 from neuromf.evaluation.morphometry.hemispheres import left_half
-from neuromf.evaluation.morphometry.segmentation import Segmentation, Segmenter, measure_labels, segment_file
+from neuromf.evaluation.morphometry.segmentation import (
+    Segmentation,
+    Segmenter,
+    file_scans,
+    measure_labels,
+    segment_scan,
+)
 from neuromf.evaluation.morphometry.tissues import brain_mask, tissue_volumes
 from neuromf.meshnet import WeightsError
 
@@ -48,7 +54,7 @@ def test_volumes_and_sides_of_labels() -> None:
 
 
 def test_results_are_kept_and_damaged_ones_made_again(tmp_path: Path, write_brains) -> None:
-    (path,) = write_brains("scans", [1]).values()
+    (scan,) = file_scans(write_brains("scans", [1]))
     seen = []
 
     def compute(image: nib.Nifti1Image) -> Segmentation:
@@ -57,15 +63,15 @@ def test_results_are_kept_and_damaged_ones_made_again(tmp_path: Path, write_brai
         return measure_labels(labels, ATLAS)
 
     segmenter = Segmenter("test", "0123456789abcdef0", ATLAS, compute)
-    first, again = (segment_file(path, segmenter, tmp_path / "cache") for _ in range(2))
+    first, again = (segment_scan(scan, segmenter, tmp_path / "cache") for _ in range(2))
     assert len(seen) == 1 and again.volumes == first.volumes and again.sides == first.sides
     assert np.array_equal(np.asarray(again.labels.dataobj), np.asarray(first.labels.dataobj))
     entry = next((tmp_path / "cache/test-0123456789abcdef").glob("*.json"))
     entry.write_text(entry.read_text()[:40])
-    assert segment_file(path, segmenter, tmp_path / "cache").volumes == first.volumes and len(seen) == 2
+    assert segment_scan(scan, segmenter, tmp_path / "cache").volumes == first.volumes and len(seen) == 2
     next((tmp_path / "cache").rglob("*.nii.gz")).write_bytes(b"torn")
-    segment_file(path, segmenter, tmp_path / "cache")
-    segment_file(path, replace(segmenter, key="other rule"), tmp_path / "cache")
+    segment_scan(scan, segmenter, tmp_path / "cache")
+    segment_scan(scan, replace(segmenter, key="other rule"), tmp_path / "cache")
     assert len(seen) == 4
 
 

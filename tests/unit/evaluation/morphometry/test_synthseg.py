@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from neuromf.evaluation.morphometry.atlas import SYNTHSEG_PAIRED
-from neuromf.evaluation.morphometry.segmentation import segment_file
+from neuromf.evaluation.morphometry.segmentation import Scan, file_scans, segment_scan
 from neuromf.evaluation.morphometry.synthseg import find_synthseg, read_figures, synthseg_segmenter
 from neuromf.meshnet import WeightsError
 from neuromf.volume import VolumeError
@@ -58,14 +58,14 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def scan(tmp_path: Path) -> Path:
+def scan(tmp_path: Path) -> Scan:
     data = np.random.default_rng(0).random((20, 18, 16)).astype(np.float32)
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "scan.nii.gz")
-    return tmp_path / "scan.nii.gz"
+    return file_scans({"scan": tmp_path / "scan.nii.gz"})[0]
 
 
-def test_volumes_sides_and_quality_are_read(program: Path, scan: Path, tmp_path: Path) -> None:
-    found = segment_file(scan, synthseg_segmenter(), tmp_path / "cache")
+def test_volumes_sides_and_quality_are_read(program: Path, scan: Scan, tmp_path: Path) -> None:
+    found = segment_scan(scan, synthseg_segmenter(), tmp_path / "cache")
     columns = dict(zip(HEADER.split(",")[1:], (1.0005 + 0.1 * i for i in range(HEADER.count(","))), strict=True))
     assert found.volumes["total_intracranial"] == pytest.approx(columns["total intracranial"])
     for name in SYNTHSEG_PAIRED:
@@ -75,8 +75,8 @@ def test_volumes_sides_and_quality_are_read(program: Path, scan: Path, tmp_path:
         assert found.volumes[region] == pytest.approx(left + right)
     assert found.quality["hippocampus_amygdala"] == 0.8104 and len(found.quality) == 8
     assert np.unique(np.asarray(found.labels.dataobj)).tolist() == [0, 53]
-    segment_file(scan, synthseg_segmenter(), tmp_path / "cache")
-    segment_file(scan, synthseg_segmenter(robust=True), tmp_path / "cache")
+    segment_scan(scan, synthseg_segmenter(), tmp_path / "cache")
+    segment_scan(scan, synthseg_segmenter(robust=True), tmp_path / "cache")
     calls = program.with_name("calls.txt").read_text().splitlines()
     assert len(calls) == 2 and calls[0].endswith("--threads 1 --cpu") and calls[1].endswith("--robust")
 
@@ -88,11 +88,11 @@ def test_missing_program_is_explained(tmp_path: Path, monkeypatch: pytest.Monkey
         find_synthseg()
 
 
-def test_failure_and_unexpected_tables_are_explained(program: Path, scan: Path, tmp_path: Path) -> None:
+def test_failure_and_unexpected_tables_are_explained(program: Path, scan: Scan, tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\necho FREESURFER_HOME is not set >&2\nexit 1\n")
     with pytest.raises(VolumeError, match="exit code 1: FREESURFER_HOME is not set"):
-        segment_file(scan, synthseg_segmenter(), tmp_path / "cache")
-    volumes, quality, labels = tmp_path / "v.csv", tmp_path / "q.csv", nib.load(scan)
+        segment_scan(scan, synthseg_segmenter(), tmp_path / "cache")
+    volumes, quality, labels = tmp_path / "v.csv", tmp_path / "q.csv", scan.read()
     quality.write_text(QUALITY)
     for content, message in (
         (HEADER + "\n", "a header and one row"),

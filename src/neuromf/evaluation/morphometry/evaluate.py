@@ -1,0 +1,173 @@
+"""Regional morphometry of a release: its real scans once, then each folder of samples against them and their neighbours.
+
+Segmenting is the dearest part of an evaluation, so it has jobs of its own and a bound: at most
+`evaluate.segmented` scans of each set, drawn once for all runs, besides the nearest training scan of each sample.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from neuromf import __version__
+from neuromf.config import Evaluate
+from neuromf.evaluation.morphometry.backends import find_segmenter
+from neuromf.evaluation.morphometry.regions import (
+    RegionSet,
+    add_nearest_regions,
+    add_region_comparison,
+    add_regions,
+    describe_regions,
+)
+from neuromf.evaluation.morphometry.segmentation import Segmenter, file_scans
+from neuromf.evaluation.rows import Part, write_parts
+from neuromf.evaluation.scans import EvaluationError
+from neuromf.tables import SPLITS
+
+
+def evaluate_real_regions(
+    real: Mapping[str, Mapping[str, Path]],
+    nearest: Path,
+    settings: Evaluate,
+    *,
+    release: str,
+    cache: Path,
+    part: Path,
+    weights_dir: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Segment a release's real scans and write their regional figures; as floors, train against held-out scans, and each
+    held-out scan against its nearest training scan.
+
+    Args:
+        real: split → scan id → preprocessed volume.
+        nearest: JSON part of `evaluate_reference`, whose scans name each held-out scan's nearest training scan by features.
+        cache: folder of segmentations.
+        part: JSON to write, rows of the run ``real``.
+        weights_dir, device: where the networks' weights lie and run.
+
+    Raises:
+        EvaluationError: no real scans.
+        VolumeError: a volume cannot be read or segmented.
+        WeightsError: a segmenter of the settings has no weights or program.
+    """
+    segmenters = _segmenters(settings, weights_dir, device)
+    chosen, floor = drawn_scans(real, settings), Part(release, "real")
+    trained = np.array([scan_id in real["train"] for scan_id in chosen])
+    pool, rows = _with_neighbours(chosen, nearest, [one for one in chosen if one not in real["train"]], real["train"])
+    for segmenter in segmenters:
+        every = describe_regions(file_scans(pool), segmenter, cache, label="real scans")
+        scans = every.of_scans(np.arange(len(chosen)))
+        held_out = scans.of_scans(~trained)
+        add_regions(floor, scans, settings)
+        add_region_comparison(floor, scans.of_scans(trained), held_out, settings)
+        add_nearest_regions(floor, held_out, every, rows, settings)
+    write_parts(part, [floor], _provenance(segmenters, settings))
+
+
+def evaluate_sample_regions(
+    samples: Path,
+    real: Mapping[str, Mapping[str, Path]],
+    nearest: Path,
+    settings: Evaluate,
+    *,
+    release: str,
+    run: str,
+    seed: int,
+    nfe: int,
+    cache: Path,
+    part: Path,
+    weights_dir: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Segment generated volumes and write how their regions compare with the real scans' and with each one's nearest.
+
+    Args:
+        samples: folder of ``sub-*.nii.gz``.
+        real: as for `evaluate_real_regions`.
+        nearest: JSON part of `evaluate_samples`, whose scans name each sample's nearest training scan by features.
+
+    Raises:
+        EvaluationError: an empty folder, or samples that ``nearest`` does not know.
+        VolumeError, WeightsError: as `evaluate_real_regions`.
+    """
+    files = {path.name.removesuffix(".nii.gz"): path for path in sorted(samples.glob("sub-*.nii.gz"))}
+    if not files:
+        raise EvaluationError(f"{samples} holds no sub-*.nii.gz; decode the samples first")
+    files = dict(list(files.items())[: settings.segmented])
+    segmenters = _segmenters(settings, weights_dir, device)
+    chosen, figures = drawn_scans(real, settings), Part(release, run, seed, nfe)
+    pool, rows = _with_neighbours(chosen, nearest, list(files), real["train"])
+    for segmenter in segmenters:
+        generated = describe_regions(file_scans(files), segmenter, cache, label=f"{run} seed {seed} nfe {nfe}")
+        every = describe_regions(file_scans(pool), segmenter, cache, label="real scans")
+        add_regions(figures, generated, settings)
+        add_region_comparison(figures, generated, every.of_scans(np.arange(len(chosen))), settings)
+        add_nearest_regions(figures, generated, every, rows, settings)
+    write_parts(part, [figures], _provenance(segmenters, settings) | {"samples": len(files)})
+
+
+def add_folder_regions(
+    floor: Part, figures: Part, real: RegionSet, synthetic: RegionSet, nearest: ArrayLike, settings: Evaluate
+) -> None:
+    """Add the regional figures of two folders: ``floor`` takes a random half of the real scans against the other.
+
+    Args:
+        nearest: (N,) for each synthetic scan the row of the nearest real one.
+    """
+    add_regions(floor, real, settings)
+    add_regions(figures, synthetic, settings)
+    halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(real.ids)), 2)
+    add_region_comparison(floor, real.of_scans(halves[0]), real.of_scans(halves[1]), settings)
+    add_region_comparison(figures, synthetic, real, settings)
+    add_nearest_regions(figures, synthetic, real, nearest, settings)
+
+
+def drawn_scans(real: Mapping[str, Mapping[str, Path]], settings: Evaluate) -> dict[str, Path]:
+    """Return at most `evaluate.segmented` real scans, drawn with the evaluation's seed: half of them held-out scans, or as
+    many as there are, so that the floor compares two groups.
+
+    Raises:
+        EvaluationError: there is no training scan.
+    """
+    held_out = {scan_id: path for split in SPLITS[1:] for scan_id, path in real.get(split, {}).items()}
+    if not real.get("train"):
+        raise EvaluationError("the release has no preprocessed training scan; look at its cohorts' manifests")
+    draw = np.random.default_rng([settings.seed, 5])
+    chosen = _draw(held_out, settings.segmented // 2, draw)
+    return _draw(real["train"], settings.segmented - len(chosen), draw) | chosen
+
+
+def _draw(files: Mapping[str, Path], count: int, draw: np.random.Generator) -> dict[str, Path]:
+    ids = sorted(files)
+    return {ids[i]: files[ids[i]] for i in sorted(draw.permutation(len(ids))[:count])}
+
+
+def _with_neighbours(
+    chosen: Mapping[str, Path], nearest: Path, ids: Sequence[str], train: Mapping[str, Path]
+) -> tuple[dict[str, Path], list[int]]:
+    """Return the chosen scans and after them the nearest training scans of others, and each one's place among them."""
+    rows = json.loads(nearest.read_text(encoding="utf-8"))["parts"][0]["scans"]
+    known = {row["scan"]: row.get("nearest_scan_codec") for row in rows}
+    if missing := [scan_id for scan_id in ids if known.get(scan_id) not in train]:
+        raise EvaluationError(f"{nearest} knows no training scan that is nearest to {missing[0]}; evaluate again")
+    pool = dict(chosen) | {known[scan_id]: train[known[scan_id]] for scan_id in ids}
+    places = {scan_id: place for place, scan_id in enumerate(pool)}
+    return pool, [places[known[scan_id]] for scan_id in ids]
+
+
+def _segmenters(settings: Evaluate, weights_dir: Path | None, device: str | torch.device) -> list[Segmenter]:
+    return [find_segmenter(name, weights_dir, device) for name in settings.segmenters]
+
+
+def _provenance(segmenters: Sequence[Segmenter], settings: Evaluate) -> dict[str, object]:
+    return {
+        "neuromf": __version__,
+        "segmenters": {segmenter.name: segmenter.key for segmenter in segmenters},
+        "settings": settings.model_dump(mode="json"),
+    }

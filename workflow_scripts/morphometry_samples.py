@@ -1,0 +1,24 @@
+from pathlib import Path
+
+from job import logged, released
+
+with logged(snakemake):
+    from neuromf.config import Evaluate
+    from neuromf.device import choose_device
+    from neuromf.evaluation.morphometry.evaluate import evaluate_sample_regions
+
+    wildcards = snakemake.wildcards
+    evaluate_sample_regions(
+        Path(snakemake.input.participants).parent,
+        released(snakemake),
+        Path(snakemake.input.nearest),
+        Evaluate(**snakemake.params.settings),
+        release=Path(snakemake.params.release).stem,
+        run=wildcards.run,
+        seed=int(wildcards.seed),
+        nfe=int(wildcards.nfe),
+        cache=Path(snakemake.resources.cache),
+        part=Path(snakemake.output[0]),
+        weights_dir=Path(snakemake.resources.weights_dir) if snakemake.resources.weights_dir else None,
+        device=choose_device(snakemake.resources.device),
+    )
