@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 from neuromf.codec.maisi import load_codec
 from neuromf.config import Codec, Evaluate
+from neuromf.evaluation.copies import add_search, search_training
 from neuromf.evaluation.distances import compare_rows
 from neuromf.evaluation.extractors.registry import CODEC, Extractor, load_extractor
 from neuromf.evaluation.features import array_sha256, cached_regions, gather
 from neuromf.evaluation.folders import common_rules, survey, volume_files, volumes
-from neuromf.evaluation.measure import add_copies, add_volume_comparison, nearest_scans
+from neuromf.evaluation.measure import add_volume_comparison
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Grid, ScanSet, describe, join
@@ -55,7 +56,7 @@ MEANT = {  # how → metric: which way it must go, in every region of every extr
     "noise, σ in parts of the range": {"high_frequency_to_real": "↑", "kernel_distance": "↑", "frechet_distance": "↑"},
     "brightness added": {"kernel_distance": "↑", "frechet_distance": "↑", "gaussian_mmd": "↑"},
     "distinct scans kept": {"recall": "↓", "frechet_distance": "↑", "ms_ssim": "↑"},
-    "share of copies": {"closer_to_training_than_null": "↑"},
+    "share of copies": {"closer_to_training_than_null_closest": "↑"},
 }
 SPOILT = {"blur, σ in voxels", "noise, σ in parts of the range", "brightness added"}
 
@@ -120,7 +121,7 @@ def figures(synthetic: ScanSet, real: ScanSet, scans: Scans, settings: Evaluate)
 def copies(synthetic: ScanSet, held_out: ScanSet, train: ScanSet, settings: Evaluate) -> Figures:
     """Return the figures of the search for copies."""
     part = Part("calibration", "synthetic")
-    add_copies(part, nearest_scans(synthetic, train), nearest_scans(held_out, train), settings)
+    add_search(part, search_training(synthetic, train, held_out), settings)
     return {(row["metric"], row["region"], row["extractor"]): row for row in part.metrics}
 
 

@@ -95,6 +95,38 @@ rule regions_picture:
         "../workflow_scripts/regions_picture.py"
 
 
+rule copies_picture:
+    input:
+        manifests=released(CONFORMED, "copies_picture", PREPROCESSED_BY),
+        scans=f"{EVALUATION}/scans.parquet",
+        samples=[
+            f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv"
+            for run, seed, nfe in sample_sets()
+        ],
+    output:
+        report(
+            f"{RELEASE_FOLDER}/paper/copies.png",
+            caption="../src/neuromf/paper/report/captions/copies.rst",
+            category="Evaluation",
+        ),
+    log:
+        f"results/logs/copies_picture/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/copies_picture/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+        stamp=stamp("copies_picture"),
+    params:
+        release=RELEASE_TABLE,
+        sample_sets=sample_sets(),
+        upstream=PREPROCESSED_BY,
+        code=code_hash("neuromf.paper.copies:draw_copies"),
+    script:
+        "../workflow_scripts/copies_picture.py"
+
+
 rule report:
     input:
         release=RELEASE_TABLE,
@@ -106,6 +138,7 @@ rule report:
         codec_picture=f"{RELEASE_FOLDER}/paper/codec_worst.png",
         latents=f"{EVALUATION}/latents.json",
         spectra=f"{EVALUATION}/spectra.parquet",
+        copies_picture=f"{RELEASE_FOLDER}/paper/copies.png",
         samples=[
             f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv"
             for run, seed, nfe in sample_sets()

@@ -24,6 +24,7 @@ with logged(snakemake):
         codec_picture=Path(snakemake.input.codec_picture),
         latents=Path(snakemake.input.latents),
         spectra=Path(snakemake.input.spectra),
+        copies_picture=Path(snakemake.input.copies_picture),
         samples=[
             SampleSet(run, seed, nfe, release_folder / f"samples/{run}/seed-{seed}/nfe-{nfe}")
             for run, seed, nfe in params.sample_sets

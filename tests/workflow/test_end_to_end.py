@@ -208,7 +208,7 @@ def test_a_codec_that_misses_its_thresholds_stops_the_run_with_a_table(project):
 
 def test_what_stands_before_training_is_pictured(project):
     release = project.folder / "results/releases/first"
-    for name in ("codec_worst", "latents", "spectrum"):
+    for name in ("codec_worst", "latents", "spectrum", "copies"):
         assert (release / f"paper/{name}.png").read_bytes().startswith(b"\x89PNG")
     latents = json.loads((release / "evaluation/latents.json").read_text())
     statistics = json.loads((release / "latent_statistics.json").read_text())

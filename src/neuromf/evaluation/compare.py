@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,20 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import torch
 
 from neuromf import __version__
 from neuromf.config import Evaluate
+from neuromf.evaluation.copies import (
+    Search,
+    add_search,
+    most_suspect,
+    nearest_scans,
+    search_others,
+    search_real,
+    search_training,
+)
 from neuromf.evaluation.distances import biased_by_few_scans, compare_rows
 from neuromf.evaluation.extractors.registry import (
     CARDS,
@@ -27,14 +38,7 @@ from neuromf.evaluation.extractors.registry import (
 from neuromf.evaluation.features import cached_regions, gather
 from neuromf.evaluation.folders import Found, Intensity, Rules, common_rules, on_grid, survey, volume_files, volumes
 from neuromf.evaluation.inference import Estimate
-from neuromf.evaluation.measure import (
-    add_copies,
-    add_nearest,
-    add_scans,
-    add_volume_comparison,
-    add_volumes,
-    nearest_scans,
-)
+from neuromf.evaluation.measure import add_scans, add_volume_comparison, add_volumes
 from neuromf.evaluation.morphometry.backends import find_segmenter
 from neuromf.evaluation.morphometry.evaluate import add_folder_regions
 from neuromf.evaluation.morphometry.regions import describe_regions
@@ -45,6 +49,7 @@ from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
 from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.provenance import code_hash, git_commit
 from neuromf.tables import content_hash, write_json
+from neuromf.volume import write_volume
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +69,8 @@ def evaluate_folders(
     settings: Evaluate,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Compare a folder of synthetic volumes with one of real ones; writes {metrics,scans,spectra}.parquet and metrics.json.
+    """Compare a folder of synthetic volumes with one of real ones; writes {metrics,scans,spectra}.parquet, metrics.json
+    and suspects/, the volumes on the common grid that most look like copies.
 
     Features are kept in ``out/cache``: an evaluation that was interrupted goes on where it was.
 
@@ -107,18 +113,16 @@ def evaluate_folders(
         neighbours = nearest_scans(sets["synthetic"], sets["real"])
         rows = neighbours.get(CODEC, neighbours["pixels"]).index
         add_folder_regions(floor, figures, regions["real"], regions["synthetic"], rows, settings)
-    nearest = {name: nearest_scans(sets[name], sets["train"]) if train else {} for name in ("real", "synthetic")}
-    if train:
-        add_nearest(floor, nearest["real"], settings)
-        add_nearest(figures, nearest["synthetic"], settings)
-        add_copies(figures, nearest["synthetic"], nearest["real"], settings)
-    trained = sets.get("train", sets["real"])
-    add_scans(floor, sets["real"], "real", nearest["real"], trained)
-    add_scans(figures, sets["synthetic"], "generated", nearest["synthetic"], trained)
+    for part, name, split in ((floor, "real", "real"), (figures, "synthetic", "generated")):
+        searches = _searches(name, sets, settings)
+        for search in searches:
+            add_search(part, search, settings)
+        add_scans(part, sets[name], split, searches)
 
     metrics = floor.metrics + figures.metrics
     write_parquet(out / "metrics.parquet", metrics, METRIC_COLUMNS)
     write_parquet(out / "scans.parquet", floor.scans + figures.scans, SCAN_COLUMNS)
+    _keep_suspects(out, found, rules, sets)
     write_parquet(out / "spectra.parquet", floor.spectra + figures.spectra, SPECTRUM_COLUMNS)
     provenance = _provenance(found, folders, rules, loaded, features, settings)
     provenance["segmenters"] = {segmenter.name: segmenter.key for segmenter in chosen}
@@ -126,6 +130,27 @@ def evaluate_folders(
         out / "metrics.json",
         {"provenance": provenance, "rows": [{column: row[column] for column in METRIC_COLUMNS} for row in metrics]},
     )
+
+
+def _searches(name: str, sets: dict[str, ScanSet], settings: Evaluate) -> list[Search]:
+    """Return the searches for copies of training scans, where there are any, and for duplicates in one of the folders."""
+    real, train = sets["real"], sets.get("train")
+    if name == "real":
+        return [search_real(real, real), *([search_training(real, train)] if train else [])]
+    others = search_others(sets[name], real, settings)
+    return [others, *([search_training(sets[name], train, real)] if train else [])]
+
+
+def _keep_suspects(out: Path, found: dict[str, list[Found]], rules: Rules, sets: dict[str, ScanSet]) -> None:
+    """Write the most suspect volumes and their nearest scans as ``suspects/<folder>/<name>.nii.gz``, for the picture."""
+    shutil.rmtree(out / "suspects", ignore_errors=True)
+    table = pd.read_parquet(out / "scans.parquet")
+    copied, doubled = most_suspect(table, "training"), most_suspect(table, "other")
+    shown = {("synthetic", scan) for scan in [*copied["scan"], *doubled["scan"], *doubled["nearest"]]}
+    affine = np.diag([*[rules.grid.voxel_mm] * 3, 1.0])
+    for name, scan in sorted(shown | {("train", scan) for scan in copied["nearest"]}):
+        volume = on_grid(found[name][sets[name].ids.index(scan)], rules)
+        write_volume(out / "suspects" / name / f"{scan}.nii.gz", volume, affine, np.float32)
 
 
 def _load(

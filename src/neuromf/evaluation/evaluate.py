@@ -17,18 +17,17 @@ from tqdm import tqdm
 
 from neuromf import __version__
 from neuromf.config import Evaluate
+from neuromf.evaluation.copies import add_search, search_real, search_training
 from neuromf.evaluation.extractors.registry import Extractor, VolumeCodec, load_extractor
 from neuromf.evaluation.features import array_sha256, cached_regions, gather
 from neuromf.evaluation.measure import (
     add_distances,
     add_diversity,
     add_fidelity,
-    add_nearest,
     add_sample_figures,
     add_scans,
     add_seconds,
     add_volumes,
-    nearest_scans,
 )
 from neuromf.evaluation.rows import METRIC_COLUMNS, REFERENCE_RUNS, SCAN_COLUMNS, Part, write_parquet, write_parts
 from neuromf.evaluation.scans import (
@@ -115,17 +114,18 @@ def evaluate_reference(
     add_diversity(floor, [path for split in SPLITS for path in real.get(split, {}).values()], settings)
     add_volumes(floor, scans.every, settings)
     add_spectrum(floor, scans.every.spectra, grid.shape, grid.voxel_mm, settings, {})
-    add_nearest(floor, nearest_scans(scans.held_out, train), settings)
+    for search in (search_training(scans.held_out, train), search_real(scans.every, scans.every)):
+        add_search(floor, search, settings)
     for split in SPLITS:
-        known = nearest_scans(splits[split], train) if split != "train" else {}
-        add_scans(floor, splits[split], split, known, train)
+        known = [search_training(splits[split], train)] if split != "train" else []
+        add_scans(floor, splits[split], split, [*known, search_real(splits[split], scans.every)])
     fidelity = Part(release, "reconstruction")
     if shown == "test":
         add_distances(fidelity, rebuilt, scans, extractors, cache, settings)
     add_volumes(fidelity, rebuilt, settings)
     originals = {"real": splits[shown].spectra}
     add_spectrum(fidelity, rebuilt.spectra, grid.shape, grid.voxel_mm, settings, originals, paired=True)
-    add_scans(fidelity, rebuilt, "reconstruction", {}, train)
+    add_scans(fidelity, rebuilt, "reconstruction", [])
     linear = Part(release, "linear_reconstruction")
     add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
 

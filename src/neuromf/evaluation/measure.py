@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromf.config import Evaluate
-from neuromf.evaluation import memorisation
+from neuromf.evaluation.copies import Search, add_search, search_others, search_training
 from neuromf.evaluation.distances import compare_rows
-from neuromf.evaluation.extractors.codec import mirror_pooled
-from neuromf.evaluation.extractors.registry import CODEC, VOLUME, Extractor
+from neuromf.evaluation.extractors.registry import VOLUME, Extractor
 from neuromf.evaluation.features import gather
 from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
 from neuromf.evaluation.morphometry import TISSUES, compare_volumes
@@ -48,7 +47,7 @@ def add_sample_figures(
     cache: Path,
     settings: Evaluate,
 ) -> None:
-    """Add all that is measured of generated volumes: distances, tissue volumes, spectrum and copies."""
+    """Add all that is measured of generated volumes: distances, tissue volumes, spectrum, copies and duplicates."""
     add_distances(part, generated, scans, extractors, cache, settings)
     add_volumes(part, generated, settings)
     add_volume_comparison(part, generated, scans.every, settings)
@@ -56,10 +55,13 @@ def add_sample_figures(
     if "reconstruction" in scans.splits:  # a reference of scans alone, without a release's codec, has none
         others["reconstruction"] = scans.splits["reconstruction"].spectra
     add_spectrum(part, generated.spectra, scans.grid.shape, scans.grid.voxel_mm, settings, others)
-    nearest = nearest_scans(generated, scans.splits["train"])
-    add_nearest(part, nearest, settings)
-    add_copies(part, nearest, nearest_scans(scans.held_out, scans.splits["train"]), settings)
-    add_scans(part, generated, "generated", nearest, scans.splits["train"])
+    searches = [
+        search_training(generated, scans.splits["train"], scans.held_out),
+        search_others(generated, scans.every, settings),
+    ]
+    for search in searches:
+        add_search(part, search, settings)
+    add_scans(part, generated, "generated", searches)
 
 
 def add_distances(
@@ -106,55 +108,14 @@ def add_volume_comparison(part: Part, volumes: ScanSet, real: ScanSet, settings:
     part.add("brain_volume_in_real_range", "brain", share_estimate(inside, settings))
 
 
-def add_nearest(part: Part, nearest: Mapping[str, memorisation.Nearest], settings: Evaluate) -> None:
-    metrics = {"pixels": "nearest_training_correlation"}
-    for name, found in nearest.items():
-        metric = metrics.get(name, "nearest_training_distance")
-        part.add(metric, "brain", mean_estimate(found.value, settings), name)
-
-
-def add_copies(
-    part: Part,
-    nearest: Mapping[str, memorisation.Nearest],
-    null: Mapping[str, memorisation.Nearest],
-    settings: Evaluate,
-) -> None:
-    """Add the share of volumes that are closer to a training scan than scans which no model was trained on are."""
-    for name, found in null.items():
-        closer = memorisation.closer_than_null(nearest[name].value, found.value, larger_is_closer=name == "pixels")
-        part.add("closer_to_training_than_null", "brain", share_estimate(closer, settings), name)
-
-
-def nearest_scans(volumes: ScanSet, train: ScanSet) -> dict[str, memorisation.Nearest]:
-    """Return the nearest training scan of each volume by pixels and, with a codec, by features; nothing for no volumes."""
-    if not len(volumes):
-        return {}
-    nearest = {"pixels": memorisation.nearest_by_correlation(volumes.thumbnails, train.thumbnails)}
-    if volumes.features.shape[1]:
-        mirrored = mirror_pooled(volumes.features)
-        nearest[CODEC] = memorisation.nearest_by_features(volumes.features, mirrored, train.features)
-    return nearest
-
-
-def add_scans(
-    part: Part, volumes: ScanSet, split: str, nearest: Mapping[str, memorisation.Nearest], train: ScanSet
-) -> None:
-    """Add one row per volume to the table of scans; ``nearest`` holds rows of ``train``."""
+def add_scans(part: Part, volumes: ScanSet, split: str, searches: Sequence[Search]) -> None:
+    """Add one row per volume to the table of scans, with where `searches` of these volumes found the nearest scan."""
     for row, scan in enumerate(volumes.ids):
         figures: dict[str, Any] = {
             f"{tissue}_ml": float(volume) for tissue, volume in zip(TISSUES, volumes.tissues[row], strict=True)
         }
-        if pixels := nearest.get("pixels"):
-            figures |= {
-                "nearest_scan": train.ids[pixels.index[row]],
-                "nearest_correlation": float(pixels.value[row]),
-                "nearest_mirrored": bool(pixels.mirrored[row]),
-            }
-        if features := nearest.get(CODEC):
-            figures |= {
-                "nearest_scan_codec": train.ids[features.index[row]],
-                "nearest_distance_codec": float(features.value[row]),
-            }
+        for search in searches:
+            figures |= search.columns(row)
         part.add_scan(scan, split, figures)
 
 

@@ -18,7 +18,10 @@ METRIC_COLUMNS = (
 SCAN_COLUMNS = (
     "release", "run", "seed", "nfe", "split", "scan",
     "brain_ml", "csf_ml", "grey_ml", "white_ml", "deep_csf_ml",
-    "nearest_scan", "nearest_correlation", "nearest_mirrored", "nearest_scan_codec", "nearest_distance_codec",
+    *(f"{which}_{name}" for which in ("nearest", "other") for name in (
+        "scan", "mirrored", "correlation", "relative", "p", "relative_p",
+        "scan_codec", "mirrored_codec", "distance_codec", "relative_codec", "p_codec", "relative_p_codec",
+    )),
 )  # fmt: skip
 SPECTRUM_COLUMNS = ("release", "run", "seed", "nfe", "spectrum", "cycles_per_mm", "value", "ci_low", "ci_high", "n")
 REFERENCE_RUNS = ("real", "reconstruction", "linear_reconstruction", "noise")
@@ -72,10 +75,14 @@ def write_parts(path: Path, parts: Sequence[Part], provenance: dict[str, Any]) -
 def write_parquet(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Write one of the tables with its typed columns."""
     table = pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64", "nfe": "Int64"})
-    numbers = [
-        c for c in columns if c in ("value", "ci_low", "ci_high") or c.endswith(("_ml", "_correlation", "_codec"))
-    ]
-    numbers = [c for c in numbers if c != "nearest_scan_codec"]
-    table = table.astype(dict.fromkeys(numbers, "float64"))
+    table = table.astype({column: kind for column in columns if (kind := _kind(column))})
     with atomic_path(path) as temporary:
         table.to_parquet(temporary, index=False)
+
+
+def _kind(column: str) -> str | None:
+    """Return the type of a column that may be empty in every row; None for text and counts."""
+    if "_mirrored" in column:
+        return "boolean"
+    number = ("value", "ci_low", "ci_high", "_ml", "_correlation", "_relative", "_p", "_distance")
+    return "float64" if column.removesuffix("_codec").endswith(number) else None

@@ -26,7 +26,13 @@ from neuromf.evaluation.spectrum import radial_energy
 from neuromf.tables import SPLITS, atomic_path, file_sha256
 from neuromf.volume import read_volume, voxel_sizes
 
-ARRAYS = ("features", "thumbnails", "tissues", "spectra")  # of a ScanSet, in its order after ids and hashes
+ARRAYS = (
+    "features",
+    "mirrored_features",
+    "thumbnails",
+    "tissues",
+    "spectra",
+)  # of a ScanSet, in its order after ids and hashes
 
 
 class EvaluationError(ValueError):
@@ -44,12 +50,13 @@ class Grid:
 @dataclass(frozen=True)
 class ScanSet:
     """Descriptions of N volumes: their hashes, by which extractors' features are found in the cache, features of the codec
-    (N, F) that copies are looked for with (F = 0 without a codec), thumbnails (N, x, y, z), tissue volumes in ml (N, 5),
-    energy by shell of spatial frequencies (N, S)."""
+    that copies are looked for with, of the volumes and of their mirror images, both (N, F) (F = 0 without a codec),
+    thumbnails (N, x, y, z), tissue volumes in ml (N, 5), energy by shell of spatial frequencies (N, S)."""
 
     ids: tuple[str, ...]
     hashes: tuple[str, ...]
     features: NDArray[np.floating]
+    mirrored_features: NDArray[np.floating]
     thumbnails: NDArray[np.floating]
     tissues: NDArray[np.floating]
     spectra: NDArray[np.floating]
@@ -94,14 +101,19 @@ def describe(
     cache: Path,
     grid: Grid,
 ) -> ScanSet:
-    """Return the description of one volume (D, H, W) in [0, 1], after its features are in the cache."""
-    features = np.zeros((1, 0), dtype=np.float32)
+    """Return the description of one volume (D, H, W) in [0, 1], after its features are in the cache.
+
+    The codec's features are taken of the mirror image too: a latent that is flipped is not that of the flipped volume.
+    """
+    features = mirrored = np.zeros((1, 0), dtype=np.float32)
     for extractor in extractors:
         found = cached_features(volume, sha256, extractor, cache, grid.voxel_mm)
         if extractor.name == CODEC:
             features = found[VOLUME]
+            mirrored = cached_features(volume[::-1], f"{sha256}-mirrored", extractor, cache, grid.voxel_mm)[VOLUME]
     tissues = tissue_volumes(volume, grid.voxel_mm).as_array()
-    return ScanSet((scan_id,), (sha256,), features, thumbnail(volume)[None], tissues[None], radial_energy(volume)[None])
+    arrays = (features, mirrored, thumbnail(volume)[None], tissues[None], radial_energy(volume)[None])
+    return ScanSet((scan_id,), (sha256,), *arrays)
 
 
 def describe_files(

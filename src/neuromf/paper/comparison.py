@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from neuromf.evaluation.copies import PIXELS
 from neuromf.evaluation.rows import NO_EXTRACTOR
 from neuromf.paper import regions
+from neuromf.paper.copies import draw_copies
 from neuromf.paper.style import REFERENCE_GREY, run_colours
 from neuromf.paper.tables import MISSING, distance_names, latex_table
 from neuromf.tables import atomic_path, write_text
@@ -19,6 +21,10 @@ FEW_SCANS = "fewer scans than features"
 WHY = (
     "the plain Fréchet distance then grows with each scan that is missing, so KID (unbiased) and the distance"
     " extrapolated to infinitely many scans stand first"
+)
+UNRESOLVED = (
+    "Shares of synthetic volumes closer than the 1st and 5th percentile of the null, and than its closest scan. A null of m"
+    " scans tells no share below 1/(m + 1): the 1st percentile takes 99 scans, the 5th 19."
 )
 _DISTANCES = {  # metric: title; the column `Called` says what the first three are called for this extractor
     "kernel_distance": "KID",
@@ -40,11 +46,18 @@ _VOLUMES = {  # metric of the synthetic volumes against the real: title
 
 
 def write_comparison(folder: Path) -> str:
-    """Write distances.{csv,tex,png}, volumes.{csv,tex} and, of segmenters, regions.{csv,tex,png} and ratios.{csv,tex} beside
-    metrics.json; return the tables as text."""
+    """Write {distances,volumes,copies}.{csv,tex}, {distances,copies}.png and, of segmenters, regions.{csv,tex,png} and
+    ratios.{csv,tex} beside metrics.json; return the tables as text.
+
+    ``folder`` is what `neuromf.evaluation.compare.evaluate_folders` wrote.
+    """
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     metrics, about = pd.DataFrame(content["rows"]), content["provenance"]
-    tables = {"distances": distance_table(metrics, about), "volumes": volume_table(metrics)}
+    tables = {
+        "distances": distance_table(metrics, about),
+        "volumes": volume_table(metrics),
+        "copies": copies_table(metrics),
+    }
     if about["segmenters"]:
         tables["regions"] = regions.region_table(metrics, "synthetic")
         tables["ratios"] = regions.ratio_table(metrics, "synthetic")
@@ -58,6 +71,19 @@ def write_comparison(folder: Path) -> str:
     if len(tables["distances"]):
         with atomic_path(folder / "distances.png") as temporary:
             distance_figure(metrics).savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+    if len(tables["copies"]):
+        notes["copies"] = UNRESOLVED if (tables["copies"] == MISSING).any(axis=None) else ""
+        suspects = folder / "suspects"
+        training = {
+            str(path.relative_to(suspects / "train")).removesuffix(".nii.gz"): path
+            for path in (suspects / "train").rglob("*.nii.gz")
+        }
+        draw_copies(
+            folder / "scans.parquet",
+            {("synthetic", None, None): suspects / "synthetic"},
+            training,
+            folder / "copies.png",
+        )
     texts = [
         text for name, table in tables.items() if len(table) for text in (table.to_string(index=False), notes[name])
     ]
@@ -93,6 +119,26 @@ def volume_table(metrics: pd.DataFrame) -> pd.DataFrame:
         for metric, title in _VOLUMES.items():
             row[title] = _figure(chosen, "synthetic", metric)
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def copies_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per search (training scans, other volumes) and way to look (pixels, codec): how near the synthetic
+    volumes come, how many real scans are the null, and the shares of volumes that come closer than the null."""
+    rows = []
+    synthetic = metrics[metrics["run"] == "synthetic"]
+    for target in ("training", "other"):
+        for by in synthetic[synthetic["metric"] == f"{target}_null_scans"]["extractor"]:
+            chosen = synthetic[synthetic["extractor"] == by]
+            nearness = f"nearest_{target}_{'correlation' if by == PIXELS else 'distance'}"
+            row = {"Nearest": "training scan" if target == "training" else "other volume", "By": by}
+            row["r or distance"] = _figure(chosen, "synthetic", nearness)
+            row["Relative distance"] = _figure(chosen, "synthetic", f"nearest_{target}_relative")
+            row["Null, scans"] = _figure(chosen, "synthetic", f"{target}_null_scans")
+            for closer, word in (("closer", "Closer"), ("relatively_closer", "Relatively closer")):
+                for rank in ("1st", "5th", "closest"):
+                    row[f"{word}, {rank}"] = _figure(chosen, "synthetic", f"{closer}_to_{target}_than_null_{rank}")
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

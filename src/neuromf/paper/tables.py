@@ -98,6 +98,22 @@ def extractor_columns(metrics: pd.DataFrame) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def copies_columns(target: str) -> tuple[Column, ...]:
+    """Return the columns of a search for copies by pixels; ``target`` is `training` or `other`."""
+    return (
+        Column(f"{target}_null_scans", "brain", "Null, scans", 0, extractor="pixels"),
+        Column(f"nearest_{target}_correlation", "brain", "r", 3, extractor="pixels"),
+        Column(f"nearest_{target}_relative", "brain", "Relative distance", 3, extractor="pixels"),
+        *(
+            Column(
+                f"{closer}_to_{target}_than_null_{rank}", "brain", f"{word} than {whose} (%)", 0, "", 100.0, "pixels"
+            )
+            for closer, word in (("closer", "Closer"), ("relatively_closer", "Relatively closer"))
+            for rank, whose in (("1st", "99 % of the null"), ("5th", "95 % of it"), ("closest", "all of it"))
+        ),
+    )
+
+
 def measured(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `metric_table` without the columns that have no value."""
     return table.loc[:, (table != MISSING).any()]

@@ -72,7 +72,8 @@ def test_good_and_large_brains_are_told_apart_by_every_extractor(folders, settin
     assert value(good, "synthetic", "high_frequency_to_real", "volume") == pytest.approx(1, abs=0.1)
     spectra = pd.read_parquet(folders / "out_good" / "spectra.parquet").groupby(["run", "spectrum"]).size()
     assert spectra.to_dict() == {("real", "power"): 16, ("synthetic", "power"): 16, ("synthetic", "power_to_real"): 16}
-    assert not good["metric"].isin(["nearest_training_correlation", "closer_to_training_than_null"]).any()
+    assert not good["metric"].str.contains("training").any()
+    assert value(good, "synthetic", "closer_to_other_than_null_closest", "brain", "pixels") < 0.4
     assert "inception is left out: x" in caplog.text and "12 and 10 scans, 64 features" in caplog.text
 
     provenance = about["provenance"]
@@ -89,11 +90,19 @@ def test_good_and_large_brains_are_told_apart_by_every_extractor(folders, settin
 def test_copies_of_training_scans_are_found(folders, settings, codec, caplog):
     metrics, _ = run(folders, "copies", settings, codec=codec, train=folders / "train", extractors=[CODEC])
     for extractor in ("pixels", "codec"):
-        assert value(metrics, "synthetic", "closer_to_training_than_null", "brain", extractor) == 1
+        assert value(metrics, "synthetic", "closer_to_training_than_null_closest", "brain", extractor) == 1
     scans = pd.read_parquet(folders / "out_copies" / "scans.parquet")
     copied = scans[scans["run"] == "synthetic"]
     assert copied["nearest_scan"].tolist() == copied["scan"].tolist()
     assert "4 files of --synthetic are in --train too" in caplog.text
+    text = write_comparison(folders / "out_copies")
+    table = pd.read_csv(folders / "out_copies" / "copies.csv", dtype=str).set_index(["Nearest", "By"])
+    assert table.loc["training scan", "Null, scans"].tolist() == ["12", "12"]
+    assert table.loc[("training scan", "pixels"), "Closer, closest"].startswith("1 [0.51")
+    assert table.loc[("training scan", "codec"), "Closer, 5th"] == "–" and "the 5th 19" in text
+    assert (folders / "out_copies" / "copies.png").read_bytes().startswith(b"\x89PNG")
+    kept = {path.name for path in (folders / "out_copies" / "suspects" / "train").iterdir()}
+    assert kept == {f"sub-{seed}_T1w.nii.gz" for seed in range(200, 204)}
     with pytest.raises(EvaluationError, match="12 files are in both --real and --train"):
         run(folders, "good", settings, train=folders / "real")
 
@@ -134,6 +143,7 @@ def test_tables_quote_kid_first_and_say_why(folders, settings, codec):
     out = folders / "out_good"
     text = write_comparison(out)
     table = pd.read_csv(out / "distances.csv")
+    assert set(pd.read_csv(out / "copies.csv")["Nearest"]) == {"other volume"} and (out / "copies.png").stat().st_size
     titles = list(table.columns)
     assert titles.index("KID") < titles.index("Fréchet ∞") < titles.index("Fréchet")
     notes = dict(zip(table["Extractor"], table["Note"], strict=True))

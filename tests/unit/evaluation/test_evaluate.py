@@ -92,9 +92,13 @@ def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     assert figure(metrics, "good", "brain_volume_in_real_range")["value"] > 0.6
     assert figure(metrics, "large", "brain_volume_in_real_range")["value"] == 0
     assert figure(metrics, "large", "cohens_d", "brain")["value"] > 2
-    assert figure(metrics, "copies", "closer_to_training_than_null", extractor="pixels")["value"] == 1
-    assert figure(metrics, "copies", "closer_to_training_than_null", extractor="codec")["value"] == 1
-    assert figure(metrics, "good", "closer_to_training_than_null", extractor="pixels")["value"] < 0.4
+    assert figure(metrics, "copies", "closer_to_training_than_null_closest", extractor="pixels")["value"] == 1
+    assert figure(metrics, "copies", "closer_to_training_than_null_closest", extractor="codec")["value"] == 1
+    assert figure(metrics, "good", "closer_to_training_than_null_closest", extractor="pixels")["value"] < 0.4
+    assert np.isnan(figure(metrics, "copies", "closer_to_training_than_null_5th", extractor="pixels")["value"])
+    assert figure(metrics, "good", "training_null_scans", extractor="codec")["value"] == 14
+    assert figure(metrics, "good", "closer_to_other_than_null_5th", extractor="codec")["value"] < 0.4
+    assert figure(metrics, "real", "nearest_other_correlation")["n"] == 34
     assert figure(metrics, "good", "seconds_per_volume", "total")["value"] == pytest.approx(0.5)
     assert figure(metrics, "reconstruction", "psnr", "brain_box")["value"] == pytest.approx(31)
     assert figure(metrics, "reconstruction", "psnr", "brain")["value"] == pytest.approx(28)
@@ -122,6 +126,7 @@ def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     copied = scans[scans["run"] == "copies"]
     assert copied["nearest_scan"].tolist() == copied["scan"].tolist()
     assert scans[(scans["run"] == "real") & (scans["split"] == "train")]["nearest_scan"].isna().all()
+    assert scans[scans["run"] == "real"]["other_scan"].notna().all()
 
     readable = json.loads((release.folder / "metrics.json").read_text())
     assert len(readable["rows"]) == len(metrics) and readable["provenance"][0]["codec_sha256"] == "0" * 64
@@ -144,7 +149,7 @@ def test_a_release_without_test_scans_has_rows_without_values(release):
     metrics, _ = release.merged()
     row = figure(metrics, "good", "frechet_distance")
     assert np.isnan(row["value"]) and row["n"] == 3
-    assert not (metrics["metric"] == "closer_to_training_than_null").any()
+    assert not metrics["metric"].str.contains("to_training_than_null").any()
     assert not np.isnan(figure(metrics, "good", "volume_ml", "brain")["value"])
 
 

@@ -1,45 +1,19 @@
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from neuromf.evaluation.extractors.codec import mirror_pooled
-from neuromf.evaluation.extractors.registry import VOLUME, codec_extractor
-from neuromf.evaluation.memorisation import closer_than_null, nearest_by_correlation, nearest_by_features, thumbnail
-
-
-@pytest.fixture
-def described(brain, codec):
-    """Thumbnails, features and mirrored features of volumes."""
-    import torch
-
-    extractor = codec_extractor(codec)
-
-    def describe(volumes):
-        tensors = [torch.from_numpy(np.ascontiguousarray(v)) for v in volumes]
-        features = np.concatenate([extractor.compute(v, 6.0)[VOLUME].numpy() for v in tensors])
-        return np.stack([thumbnail(v) for v in volumes]), features, mirror_pooled(features)
-
-    return describe
-
-
-def test_planted_mirrored_and_noisy_copies_are_found(brain, described):
-    train = [brain(seed) for seed in range(12)]
-    noisy = (train[7] + np.random.default_rng(0).normal(0, 0.02, train[7].shape)).clip(0, 1).astype(np.float32)
-    copies = [train[3], np.ascontiguousarray(train[5][::-1]), noisy]
-    thumbs, features, _ = described(train)
-    t, f, m = described(copies)
-    pixels, codec = nearest_by_correlation(t, thumbs), nearest_by_features(f, m, features)
-    assert list(pixels.index) == [3, 5, 7] and list(pixels.mirrored) == [False, True, False]
-    assert list(codec.index[:2]) == [3, 5] and list(codec.mirrored[:2]) == [False, True]
-    assert pixels.value[:2] == pytest.approx(1, abs=1e-3)
-    assert codec.value[:2] == pytest.approx(0, abs=1e-4)
-
-    null_t, null_f, null_m = described([brain(seed) for seed in range(50, 62)])
-    null = nearest_by_correlation(null_t, thumbs).value, nearest_by_features(null_f, null_m, features).value
-    assert closer_than_null(pixels.value, null[0], larger_is_closer=True).all()
-    assert closer_than_null(codec.value, null[1], larger_is_closer=False)[:2].all()
-    fresh_t, fresh_f, fresh_m = described([brain(seed) for seed in range(80, 100)])
-    fresh = closer_than_null(nearest_by_correlation(fresh_t, thumbs).value, null[0], larger_is_closer=True)
-    assert fresh.mean() <= 0.3
+from neuromf.evaluation import memorisation
+from neuromf.evaluation.memorisation import (
+    brain_of,
+    drawn_candidates,
+    feature_distances,
+    nearest,
+    p_values,
+    resolved,
+    suspect,
+    thumbnail,
+    thumbnail_distances,
+)
 
 
 def test_thumbnails_are_block_means_of_at_most_32_voxels(brain):
@@ -50,6 +24,63 @@ def test_thumbnails_are_block_means_of_at_most_32_voxels(brain):
     assert thumbnail(volume[:16, :40]).shape == (16, 32, 32)
 
 
-def test_a_constant_volume_correlates_with_nothing(brain):
-    train = np.stack([thumbnail(brain(seed)) for seed in range(3)])
-    assert nearest_by_correlation(np.full_like(train[:1], 0.5), train).value[0] == 0
+def test_distances_of_thumbnails_are_pearsons_correlation_inside_the_brain(brain):
+    thumbs = np.stack([thumbnail(brain(seed)) for seed in range(5)])
+    mask = brain_of(thumbs)
+    assert 0 < mask.mean() < 0.5 and (mask == mask[::-1]).all()
+    direct, mirrored = thumbnail_distances(thumbs[:2], thumbs, mask)
+    flipped = thumbs[:, ::-1].astype(float)
+    for i in range(2):
+        for j in range(5):
+            r = np.corrcoef(thumbs[i][mask].astype(float), thumbs[j][mask].astype(float))[0, 1]
+            assert 1 - direct[i, j] ** 2 / 2 == pytest.approx(r, abs=1e-5)
+            r = np.corrcoef(flipped[i][mask], thumbs[j][mask].astype(float))[0, 1]
+            assert 1 - mirrored[i, j] ** 2 / 2 == pytest.approx(r, abs=1e-5)
+    constant = nearest(*thumbnail_distances(np.full_like(thumbs[:1], 0.5), thumbs, mask), np.ones((1, 5), bool))
+    assert constant.correlation[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_relative_distance_is_over_the_mean_of_the_next_ones(monkeypatch):
+    monkeypatch.setattr(memorisation, "NEIGHBOURS", 2)
+    direct = np.array([[5.0, 1.0, 2.0, 4.0], [3.0, 9.0, 9.0, 9.0]])
+    mirrored = np.array([[9.0, 9.0, 9.0, 3.0], [9.0, 9.0, 9.0, 1.5]])
+    every = np.ones((2, 4), dtype=bool)
+    found = nearest(direct, mirrored, every)
+    assert found.index.tolist() == [1, 3] and found.mirrored.tolist() == [False, True]
+    assert found.distance.tolist() == [1.0, 1.5] and found.relative == pytest.approx([1 / 2.5, 1.5 / 6])
+    without = nearest(direct, mirrored, np.array([[True, False, True, True], [True, True, True, False]]))
+    assert without.index.tolist() == [2, 0] and without.relative == pytest.approx([2 / 4, 3 / 9])
+    assert nearest(direct[:, :1], mirrored[:, :1], every[:, :1]).relative is None  # there is no next one
+    assert nearest(np.zeros((1, 4)), np.zeros((1, 4)), every[:1]).relative.tolist() == [1.0]  # all are the same
+
+
+def test_features_are_compared_by_euclidean_distance():
+    x, y = np.random.default_rng(0).normal(size=(2, 3, 4))
+    direct, mirrored = feature_distances(x, x[:, ::-1], y)
+    assert direct[1, 2] == pytest.approx(np.sqrt(((x[1] - y[2]) ** 2).sum()))
+    assert mirrored[2, 0] == pytest.approx(np.sqrt(((x[2, ::-1] - y[0]) ** 2).sum()))
+
+
+def test_candidates_are_drawn_from_those_allowed_and_repeatably():
+    allowed = ~np.eye(8, dtype=bool)
+    drawn = drawn_candidates(allowed, 3, seed=0)
+    assert (drawn.sum(axis=1) == 3).all() and not drawn.diagonal().any()
+    assert (drawn == drawn_candidates(allowed, 3, seed=0)).all() and (drawn != drawn_candidates(allowed, 3, 1)).any()
+    assert (drawn_candidates(allowed, 99, seed=0) == allowed).all()
+
+
+def test_p_values_count_the_null_and_go_no_lower_than_it_allows():
+    null = np.array([3.0, 1.0, 2.0])
+    assert p_values(np.array([0.5, 1.0, 2.5, 9.0]), null).tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert [m for m in (9, 18, 19, 98, 99) if resolved(0.05, m)] == [19, 98, 99]
+    assert [m for m in (98, 99) if resolved(0.01, m)] == [99]
+    assert suspect(np.array([0.1, 0.2]), 9).tolist() == [True, False]  # nine scans tell no less than 10 %
+    assert suspect(np.array([0.05, 0.06]), 99).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("size", [19, 99])
+def test_what_is_like_the_null_has_a_small_p_no_more_often_than_chance_allows(size):
+    random = np.random.default_rng(size)
+    draws = [p_values(random.normal(size=1), random.normal(size=size))[0] for _ in range(4000)]
+    hits = (np.array(draws) <= 0.05 + 1e-9).sum()
+    assert binom.ppf(0.001, 4000, 0.05) <= hits <= binom.ppf(0.999, 4000, 0.05)

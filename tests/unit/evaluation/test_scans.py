@@ -6,15 +6,17 @@ import pytest
 from neuromf.evaluation.extractors.registry import VOLUME, codec_extractor
 from neuromf.evaluation.features import gather
 from neuromf.evaluation.scans import (
+    ARRAYS,
     EvaluationError,
     Grid,
     Reference,
+    describe,
     describe_files,
     grid_of,
     read_reference,
     write_reference,
 )
-from neuromf.volume import VolumeError, write_volume
+from neuromf.volume import VolumeError, read_volume, write_volume
 
 GRID = Grid((32, 32, 32), 6.0)
 
@@ -26,7 +28,17 @@ def test_files_are_described_in_their_order_and_features_cached(write_brains, co
     assert scans.ids == tuple(files) and scans.features.shape == (3, 64) and scans.thumbnails.shape == (3, 32, 32, 32)
     assert scans.tissue("brain") == pytest.approx(scans.tissues[:, 0]) and scans.spectra.shape == (3, 16)
     again = describe_files(files, [extractor], tmp_path / "cache", GRID, label="real")
-    assert codec.encoded == 3 and (again.features == scans.features).all()
+    assert codec.encoded == 6 and (again.features == scans.features).all()  # each and its mirror image
+    assert (again.mirrored_features == scans.mirrored_features).all()
+    mirrored = describe(
+        "m",
+        np.ascontiguousarray(read_volume(files["sub-003_T1w"]).get_fdata()[::-1]),
+        "m",
+        [extractor],
+        tmp_path / "cache",
+        GRID,
+    )
+    assert mirrored.features[0] == pytest.approx(scans.mirrored_features[0], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +85,7 @@ def test_reference_is_the_same_after_reading_and_tied_to_its_codec(write_brains,
     write_reference(tmp_path / "reference.safetensors", reference)
     found = read_reference(tmp_path / "reference.safetensors", [extractor])
     assert found.grid == GRID and len(found.every) == 6 and found.held_out.ids[0] == "sub-004_T1w"
-    for name in ("features", "thumbnails", "tissues", "spectra"):
+    for name in ARRAYS:
         assert (getattr(found.splits["train"], name) == getattr(splits["train"], name)).all()
     assert (found.test_rows["codec"][VOLUME].values == splits["test"].features).all()
     assert found.splits["val"].hashes == splits["val"].hashes

@@ -50,7 +50,11 @@ def make_metrics(nfes=(1, 2)):
             add(run, 0, nfe, "kernel_distance", "volume", None, "codec")
             add(run, 0, nfe, "high_frequency_to_reconstruction", "volume", 0.77, half=0.01)
             add(run, 0, nfe, "brain_volume_in_real_range", "brain", 0.9)
-            add(run, 0, nfe, "closer_to_training_than_null", "brain", 0.06, "pixels")
+            for target in ("training", "other"):
+                add(run, 0, nfe, f"{target}_null_scans", "brain", 19, "pixels")
+                for closer in ("closer", "relatively_closer"):
+                    for rank, share in (("1st", None), ("5th", 0.06), ("closest", 0.04)):
+                        add(run, 0, nfe, f"{closer}_to_{target}_than_null_{rank}", "brain", share, "pixels")
             for stage, seconds in (("network", 0.1 * nfe), ("decode", 0.5), ("total", 0.5 + 0.1 * nfe)):
                 add(run, 0, nfe, "seconds_per_volume", stage, seconds)
     columns = ["release", "run", "seed", "nfe", "metric", "region", "extractor", "value", "ci_low", "ci_high", "n"]
@@ -185,6 +189,7 @@ def evaluated(tmp_path, metrics, scans, manifests, gate, spectra_table):
         release_table=tmp_path / "demo.tsv", metrics=tmp_path / "metrics.parquet", scans=tmp_path / "scans.parquet",
         reconstructions=tmp_path / "reconstructions", samples={}, training={}, manifests=manifests, codec_gate=gate,
         codec_picture=tmp_path / "codec_worst.png", latents=tmp_path / "latents.json", spectra=tmp_path / "spectra.parquet",
+        copies_picture=tmp_path / "copies.png",
         config=Config(runs={"meanflow": {}, "rectified_flow": {}}).model_dump(mode="json"),
     )  # fmt: skip
     splits = ["train", "train", "val", "test"]
@@ -194,6 +199,7 @@ def evaluated(tmp_path, metrics, scans, manifests, gate, spectra_table):
     spectra_table.to_parquet(paths.spectra)
     paths.latents.write_text(json.dumps(make_latents()))
     paths.codec_picture.write_bytes(b"\x89PNG of the worst scans")
+    paths.copies_picture.write_bytes(b"\x89PNG of the nearest pairs")
     provenance = [{"codec_sha256": "c" * 64}]
     paths.metrics.with_suffix(".json").write_text(json.dumps({"provenance": provenance, "rows": []}))
     for kind in ("real", "reconstruction"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool3d
 
@@ -14,7 +12,6 @@ from neuromf.evaluation.extractors.base import VOLUME, Extractor
 from neuromf.tables import content_hash
 
 CODEC_BLOCKS = 2  # per axis: octants; finer blocks mostly tell head sizes apart and need more scans than a study has
-_CODEC_STATISTICS = 2  # mean and standard deviation
 
 
 class VolumeCodec(Protocol):
@@ -50,12 +47,3 @@ def pool_latents(latents: Tensor) -> Tensor:
     mean = adaptive_avg_pool3d(z, CODEC_BLOCKS)
     variance = adaptive_avg_pool3d(z**2, CODEC_BLOCKS) - mean**2
     return torch.stack([mean, variance.clamp(min=0).sqrt()], dim=1).flatten(1)
-
-
-def mirror_pooled(features: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the pooled statistics (N, F) of the latents flipped along the left-right axis (the first one in RAS).
-
-    Training flips latents in the same way, so this is the mirrored copy that a model could have memorised.
-    """
-    blocks = features.reshape(len(features), _CODEC_STATISTICS, -1, CODEC_BLOCKS, CODEC_BLOCKS, CODEC_BLOCKS)
-    return np.flip(blocks, axis=3).reshape(features.shape)

@@ -66,6 +66,7 @@ class ReportInputs:
     codec_picture: Path  # of the worst scans, png
     latents: Path  # latents.json
     spectra: Path  # spectra.parquet
+    copies_picture: Path  # of the most suspect volumes, png
     samples: Sequence[SampleSet]
     training: Sequence[TrainingRun]
     config: Mapping[str, Any]  # resolved
@@ -132,6 +133,14 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS, real="real scans"),
         "volume_figures": _volume_figures(scans, main),
         **_regions(metrics, main),
+        "copies_tables": {
+            title: tables.measured(tables.metric_table(metrics, tables.copies_columns(target), real="real scans"))
+            for target, title in (
+                ("training", "Nearest training scan"),
+                ("other", "Nearest other volume of the same set"),
+            )
+        },
+        "copies_picture": _copies_picture(inputs.copies_picture),
         "timings": _timings(metrics),
         "models": [_model(run) for run in inputs.training],
         "provenance": _provenance(inputs),
@@ -245,6 +254,14 @@ def _codec_picture(path: Path) -> Picture:
     return Picture(uri, uri, "The scans that the codec reproduces worst",
                    "The held-out scans with the smallest SSIM inside the brain, the worst first: scan, reconstruction and"
                    " their difference. Thin lines: the border of the brain and that of grey and white matter.")  # fmt: skip
+
+
+def _copies_picture(path: Path) -> Picture:
+    uri = _uri("image/png", path.read_bytes())
+    return Picture(uri, uri, "The generated volumes that most look like copies",
+                   "The most suspect generated volumes, also where none is flagged: each beside its nearest training scan,"
+                   " or the nearest other volume of its set, which is flipped where its mirror image is meant, and their"
+                   " difference. p: how rarely real scans come as near.")  # fmt: skip
 
 
 def _latents(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def key_figures(metrics: pd.DataFrame, run: str, nfe: int) -> list[KeyFigure]:
     floor = figure_of(metrics, "real", "frechet_distance", "volume", extractor="codec")
     network = figure_of(metrics, run, "seconds_per_volume", "network", nfe)
     psnr = figure_of(metrics, "reconstruction", "psnr", "brain_box")
+    copies, beside, _ = _copies(metrics, run, nfe)
     cards = [
         _card(
             "Fréchet distance (codec)",
@@ -48,9 +49,9 @@ def key_figures(metrics: pd.DataFrame, run: str, nfe: int) -> list[KeyFigure]:
         ),
         _card(
             "Suspiciously close to a training scan",
-            figure_of(metrics, run, "closer_to_training_than_null", "brain", nfe, "pixels"),
+            copies,
             "{:.0%}",
-            "closer than 95 % of held-back real scans",
+            f"relatively closer than {beside}",
         ),
         _card(
             "Codec SSIM",
@@ -80,14 +81,27 @@ def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int]
             f" held-back real scans (Fréchet distance on codec features, n = {int(sample['n'])}; smaller is better)."
         )
         text += _comparisons(metrics, run, nfe, float(sample["value"]))
-    copies = figure_of(metrics, run, "closer_to_training_than_null", "brain", nfe, "pixels")
+    copies, beside, chance = _copies(metrics, run, nfe)
     if copies is not None:
         text.append(
-            f"{100 * copies['value']:.0f} % of the generated brains lie closer to a training scan than 95 % of real scans"
-            " that were never trained on (by chance alone: 5 %); a large share would mean copies, or brains smoother than"
-            " real ones."
+            f"{100 * copies['value']:.0f} % of the generated brains lie closer to one training scan, compared with the next"
+            f" ones, than {beside} that were never trained on (by chance alone: up to {100 * chance:.0f} %); a large share"
+            " would mean copies."
         )
     return text
+
+
+def _copies(metrics: pd.DataFrame, run: str, nfe: int) -> tuple[pd.Series | None, str, float]:
+    """Return the share of brains that are suspect, the real scans it is counted by and what chance alone gives: the null's
+    5th percentile, or its closest scan where there are too few for that."""
+    share = figure_of(metrics, run, "relatively_closer_to_training_than_null_5th", "brain", nfe, "pixels")
+    if share is not None:
+        return share, "95 % of held-back real scans", 0.05
+    share = figure_of(metrics, run, "relatively_closer_to_training_than_null_closest", "brain", nfe, "pixels")
+    null = figure_of(metrics, run, "training_null_scans", "brain", nfe, "pixels")
+    if share is None or null is None:
+        return None, "", 0.0
+    return share, f"each of {int(null['value'])} held-back real scans", 1 / (int(null["value"]) + 1)
 
 
 def _comparisons(metrics: pd.DataFrame, run: str, nfe: int, distance: float) -> list[str]:

@@ -42,6 +42,7 @@ def inputs(evaluated):
         codec_picture=evaluated.codec_picture,
         latents=evaluated.latents,
         spectra=evaluated.spectra,
+        copies_picture=evaluated.copies_picture,
         samples=[SampleSet(run, 0, nfe, folder) for (run, nfe), folder in reversed(evaluated.samples.items())],
         training=[TrainingRun(run, 0, folder) for run, folder in evaluated.training.items()],
         config=evaluated.config,
@@ -67,8 +68,11 @@ def test_the_page_is_whole_self_contained_escaped_and_repeatable(inputs, tmp_pat
     assert [link.removeprefix("#") for link in page.links] == page.ids
     for part in ("warm start <b>demo</b>", "random weights", "abc123", "c" * 64, "d" * 64, "no contrast", "1,234,567",
                  "that no model was trained on", "generated with one network evaluation", "misses a threshold",
-                 "LPIPS was not measured", "above 25 % of the grid", "20 training latents", "19 dimensions"):  # fmt: skip
+                 "LPIPS was not measured", "above 25 % of the grid",
+                 "Relatively closer than 95 % of it", "most look like copies", "20 training latents",
+                 "19 dimensions"):  # fmt: skip
         assert part in text
+    assert "than 99 % of the null (%)" not in text  # 19 scans cannot tell
     assert text.count("One-step samples at update") == 2 * 3, "of four pictures the first, the last and one between"
     assert "<td>0.06</td><td>0.03</td><td>0.03</td>" in text  # (1 + 2) / 50 at update 50, (1 + 2) / 100 at the end
     assert "<td>0.2500</td><td>0.5000</td>" in text

@@ -31,3 +31,15 @@ def test_what_was_not_measured_is_left_out(metrics):
     left = metrics[~metrics["metric"].isin(["frechet_distance", "seconds_per_volume"])]
     assert "Fréchet distance (codec)" not in {card.title for card in key_figures(left, "meanflow", 1)}
     assert "Decoded noise" not in " ".join(sentences(left, NOTHING, COUNTS, "meanflow", 1))
+
+
+def test_copies_are_counted_by_the_null_there_is(metrics):
+    text = " ".join(sentences(metrics, NOTHING, COUNTS, "meanflow", 1))
+    assert "6 % of the generated brains" in text and "than 95 % of held-back" in text and "up to 5 %" in text
+    small = metrics[~metrics["metric"].str.endswith("_5th")].copy()
+    small.loc[small["metric"] == "training_null_scans", "value"] = 9
+    text = " ".join(sentences(small, NOTHING, COUNTS, "meanflow", 1))
+    assert "4 % of the generated brains" in text and "than each of 9 held-back" in text and "up to 10 %" in text
+    assert "never trained on" not in " ".join(
+        sentences(metrics[~metrics["metric"].str.contains("null")], NOTHING, COUNTS, "meanflow", 1)
+    )
