@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.features import Rows
-from neuromf.evaluation.inference import Estimate, percentile_interval, resample_counts
+from neuromf.evaluation.inference import Bootstrap, resample_counts
 
 Array = NDArray[np.float64]
 NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 _CHUNK_ENTRIES = 4_000_000  # of a matrix of distances that exist at once: bounds the memory
 
 
-def coverage_estimates(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Estimate]:
-    """Return precision, recall, density and coverage of generated rows x among real rows y with their intervals.
+def coverage_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Bootstrap]:
+    """Return precision, recall, density and coverage of generated rows x among real rows y and their resamples.
 
     - precision: share of x inside the ball of a row of y, whose radius is the distance to its third neighbour in y;
     - recall: share of y inside the ball of a row of x;
@@ -28,7 +28,7 @@ def coverage_estimates(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Estima
 
     Balls stay those of all rows; the scans whose rows are counted are resampled. Too few rows have no value.
     """
-    missing = Estimate(None, None, None, len(x))
+    missing = Bootstrap(None, None, len(x))
     values = {}
     for name, neighbours in NEIGHBOURS.items():
         balls, points = (x, y) if name == "recall" else (y, x)
@@ -72,11 +72,11 @@ def _distances(x: NDArray[np.floating], y: NDArray[np.floating]):
         yield torch.cdist(part, right, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _mean(values: NDArray, rows: Rows, settings: Evaluate, n: int, *, stream: int) -> Estimate:
+def _mean(values: NDArray, rows: Rows, settings: Evaluate, n: int, *, stream: int) -> Bootstrap:
     """Return the mean over rows, with scans resampled."""
     sums = np.add.reduceat(values.astype(np.float64), rows.starts)
     value = float(sums.sum() / rows.counts.sum())
     if len(rows) < 2:
-        return Estimate(value, None, None, n)
+        return Bootstrap(value, None, n)
     w = resample_counts(len(rows), settings, stream)
-    return percentile_interval(value, (w @ sums) / (w @ rows.counts), n, settings)
+    return Bootstrap(value, (w @ sums) / (w @ rows.counts), n)
