@@ -95,8 +95,8 @@ def evaluate_folders(
         add_nearest(figures, nearest["synthetic"], settings)
         add_copies(figures, nearest["synthetic"], nearest["real"], settings)
     trained = sets.get("train", sets["real"])
-    add_scans(floor, sets["real"], "real", nearest["real"], trained)
-    add_scans(figures, sets["synthetic"], "generated", nearest["synthetic"], trained)
+    add_scans(floor, sets["real"], "real", nearest["real"], trained, settings)
+    add_scans(figures, sets["synthetic"], "generated", nearest["synthetic"], trained, settings)
 
     rows = floor.metrics + figures.metrics
     write_parquet(out / "metrics.parquet", rows, METRIC_COLUMNS)

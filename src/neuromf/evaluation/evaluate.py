@@ -118,14 +118,14 @@ def evaluate_reference(
     add_nearest(floor, nearest_scans(scans.held_out, train), settings)
     for split in SPLITS:
         known = nearest_scans(splits[split], train) if split != "train" else {}
-        add_scans(floor, splits[split], split, known, train)
+        add_scans(floor, splits[split], split, known, train, settings)
     fidelity = Part(release, "reconstruction")
     if shown == "test":
         add_distances(fidelity, rebuilt, scans, extractors, cache, settings)
     add_volumes(fidelity, rebuilt, settings)
     originals = {"real": splits[shown].spectra}
     add_spectrum(fidelity, rebuilt.spectra, grid.shape, grid.voxel_mm, settings, originals, paired=True)
-    add_scans(fidelity, rebuilt, "reconstruction", {}, train)
+    add_scans(fidelity, rebuilt, "reconstruction", {}, train, settings)
     linear = Part(release, "linear_reconstruction")
     add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
 

@@ -22,7 +22,7 @@ from neuromf.evaluation.morphometry import TISSUES, compare_volumes
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Reference, ScanSet
-from neuromf.evaluation.spectrum import add_spectrum
+from neuromf.evaluation.spectrum import add_spectrum, high_frequency_ratio
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def add_sample_figures(
     nearest = nearest_scans(generated, scans.splits["train"])
     add_nearest(part, nearest, settings)
     add_copies(part, nearest, nearest_scans(scans.held_out, scans.splits["train"]), settings)
-    add_scans(part, generated, "generated", nearest, scans.splits["train"])
+    add_scans(part, generated, "generated", nearest, scans.splits["train"], settings)
 
 
 def add_distances(
@@ -137,13 +137,20 @@ def nearest_scans(volumes: ScanSet, train: ScanSet) -> dict[str, memorisation.Ne
 
 
 def add_scans(
-    part: Part, volumes: ScanSet, split: str, nearest: Mapping[str, memorisation.Nearest], train: ScanSet
+    part: Part,
+    volumes: ScanSet,
+    split: str,
+    nearest: Mapping[str, memorisation.Nearest],
+    train: ScanSet,
+    settings: Evaluate,
 ) -> None:
     """Add one row per volume to the table of scans; ``nearest`` holds rows of ``train``."""
+    ratio = high_frequency_ratio(volumes.spectra, settings.spectrum_k0)
     for row, scan in enumerate(volumes.ids):
         figures: dict[str, Any] = {
             f"{tissue}_ml": float(volume) for tissue, volume in zip(TISSUES, volumes.tissues[row], strict=True)
         }
+        figures |= {"high_frequency_ratio": float(ratio[row]), "sha256": volumes.hashes[row]}
         if pixels := nearest.get("pixels"):
             figures |= {
                 "nearest_scan": train.ids[pixels.index[row]],

@@ -19,10 +19,25 @@ SCAN_COLUMNS = (
     "release", "run", "seed", "nfe", "split", "scan",
     "brain_ml", "csf_ml", "grey_ml", "white_ml", "deep_csf_ml",
     "nearest_scan", "nearest_correlation", "nearest_mirrored", "nearest_scan_codec", "nearest_distance_codec",
+    "high_frequency_ratio", "sha256",
+)  # fmt: skip
+DIFFERENCE_COLUMNS = (
+    "release", "run", "nfe", "other_run", "other_nfe", "seed", "metric", "region", "extractor",
+    "difference", "ci_low", "ci_high", "n", "p", "p_holm",
+)  # fmt: skip
+SEED_TEST_COLUMNS = (
+    "release", "nfe", "metric", "region", "extractor", "test", "run", "other_run", "n", "other_n",
+    "value", "sd", "ci_low", "ci_high", "statistic", "df", "df_within", "p", "p_holm",
+    "effect", "effect_low", "effect_high", "note",
 )  # fmt: skip
 SPECTRUM_COLUMNS = ("release", "run", "seed", "nfe", "spectrum", "cycles_per_mm", "value", "ci_low", "ci_high", "n")
 REFERENCE_RUNS = ("real", "reconstruction", "linear_reconstruction", "noise")
 NO_EXTRACTOR = "none"
+_WHOLE = ("seed", "nfe", "other_nfe", "other_n")
+_NUMBERS = (
+    "value", "ci_low", "ci_high", "difference", "p", "p_holm", "sd", "statistic", "df", "df_within",
+    "effect", "effect_low", "effect_high",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,11 +86,8 @@ def write_parts(path: Path, parts: Sequence[Part], provenance: dict[str, Any]) -
 
 def write_parquet(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Write one of the tables with its typed columns."""
-    table = pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64", "nfe": "Int64"})
-    numbers = [
-        c for c in columns if c in ("value", "ci_low", "ci_high") or c.endswith(("_ml", "_correlation", "_codec"))
-    ]
-    numbers = [c for c in numbers if c != "nearest_scan_codec"]
-    table = table.astype(dict.fromkeys(numbers, "float64"))
+    numbers = [c for c in columns if c in _NUMBERS or c.endswith(("_ml", "_correlation", "_ratio", "distance_codec"))]
+    types = dict.fromkeys([c for c in columns if c in _WHOLE], "Int64") | dict.fromkeys(numbers, "float64")
+    table = pd.DataFrame(rows, columns=list(columns)).astype(types)
     with atomic_path(path) as temporary:
         table.to_parquet(temporary, index=False)

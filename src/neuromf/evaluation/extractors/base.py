@@ -21,8 +21,8 @@ Compute = Callable[[Tensor, float], dict[str, Tensor]]
 class Identity:
     """Whose features they are: all that is needed to find them in the cache.
 
-    ``name`` stands at every figure computed with an extractor; ``key`` hashes its weights and its rule, and so decides whether
-    cached features are still valid.
+    ``name`` stands at every figure computed with an extractor; ``key`` hashes its weights and its rule, and so decides
+    whether cached features are still valid.
     """
 
     name: str
