@@ -24,6 +24,8 @@ with logged(snakemake):
         codec_picture=Path(snakemake.input.codec_picture),
         latents=Path(snakemake.input.latents),
         spectra=Path(snakemake.input.spectra),
+        differences=Path(snakemake.input.differences),
+        seed_tests=Path(snakemake.input.seed_tests),
         samples=[
             SampleSet(run, seed, nfe, release_folder / f"samples/{run}/seed-{seed}/nfe-{nfe}")
             for run, seed, nfe in params.sample_sets

@@ -20,13 +20,13 @@ from neuromf.config import Evaluate
 from neuromf.evaluation.extractors.registry import Extractor, VolumeCodec, load_extractor
 from neuromf.evaluation.features import array_sha256, cached_regions, gather
 from neuromf.evaluation.measure import (
+    add_costs,
     add_distances,
     add_diversity,
     add_fidelity,
     add_nearest,
     add_sample_figures,
     add_scans,
-    add_seconds,
     add_volumes,
     nearest_scans,
 )
@@ -172,8 +172,10 @@ def evaluate_samples(
     figures = Part(release, run, seed, nfe)
     add_sample_figures(figures, generated, scans, extractors, cache, settings)
     add_diversity(figures, list(files.values()), settings)
-    add_seconds(figures, samples / "sample_timing.json", settings)
-    write_parts(part, [figures], _provenance(extractors, codec, settings) | {"samples": len(generated)})
+    timing = samples / "sample_timing.json"
+    add_costs(figures, timing, settings)
+    about = {"samples": len(generated), "hardware": json.loads(timing.read_text(encoding="utf-8")).get("hardware", {})}
+    write_parts(part, [figures], _provenance(extractors, codec, settings) | about)
 
 
 def evaluate_noise(

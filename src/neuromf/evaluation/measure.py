@@ -176,8 +176,12 @@ def add_fidelity(parts: Mapping[str, Part], codec_validation: Path, settings: Ev
             part.add(metric, region, estimate)
 
 
-def add_seconds(part: Part, timing: Path, settings: Evaluate) -> None:
-    """Add the seconds per volume of network, decoder and both."""
+def add_costs(part: Part, timing: Path, settings: Evaluate) -> None:
+    """Add seconds and joules per volume of network, decoder and both; joules have no value where the device told none."""
     content = json.loads(timing.read_text(encoding="utf-8"))
     for stage in STAGES:
         part.add("seconds_per_volume", stage, mean_estimate(content[stage], settings))
+        joules = content.get("joules", {}).get(stage, [None])  # files of before joules were told have none
+        told = None not in joules
+        missing = Estimate(None, None, None, len(content[stage]))
+        part.add("joules_per_volume", stage, mean_estimate(joules, settings) if told else missing)
