@@ -8,6 +8,9 @@ they share cancels. Features come from the cache, the other figures from the tab
 from __future__ import annotations
 
 import itertools
+import logging
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,10 @@ from neuromf.evaluation.morphometry import TISSUES, bootstrap_volumes
 from neuromf.evaluation.rows import DIFFERENCE_COLUMNS, NO_EXTRACTOR, write_parquet
 from neuromf.evaluation.scans import EvaluationError, Reference, read_reference
 
+log = logging.getLogger(__name__)
 SampleSet = tuple[str, int, int]  # run, seed, NFE
 Figure = tuple[str, str, str]  # metric, region, extractor
+_COMPARED = ("run", "nfe", "other_run", "other_nfe", "seed")
 SCAN_FIGURES: dict[str, Figure] = {  # column of the table of scans: the figure whose mean over scans it is
     "nearest_correlation": ("nearest_training_correlation", "brain", "pixels"),
     "nearest_distance_codec": ("nearest_training_distance", "brain", "codec"),
@@ -62,6 +67,7 @@ def compare_sample_sets(scans: Path, reference: Path, cache: Path, settings: Eva
         run, other_run = {"run": one[0], "nfe": one[2]}, {"other_run": other[0], "other_nfe": other[2]}
         key = {"release": sets[one]["release"].iloc[0]} | run | other_run | {"seed": one[1]}
         written += _rows(key, figures[one], figures[other], settings)
+    _warn_of_few_resamples(written, settings)
     write_parquet(out, written, DIFFERENCE_COLUMNS)
 
 
@@ -154,6 +160,19 @@ def _rows(
         | {"p": p, "p_holm": adjusted}
         for figure, (estimate, p), adjusted in zip(both, found, corrected, strict=True)
     ]
+
+
+def _warn_of_few_resamples(rows: Sequence[dict[str, Any]], settings: Evaluate) -> None:
+    """Say so when no corrected p can fall below 1 − confidence, since none is below 2 / (B + 1) before it is corrected."""
+    families = Counter(tuple(row[name] for name in _COMPARED) for row in rows if row["p"] is not None)
+    largest = max(families.values(), default=0)
+    enough = math.ceil(2 * largest / (1 - settings.confidence))
+    if settings.bootstrap < enough:
+        log.warning(
+            "evaluate.bootstrap: %d resamples are too few for p_holm of %d figures to fall below %.2g; it takes %d (the"
+            " intervals do not need them)",
+            settings.bootstrap, largest, 1 - settings.confidence, enough,
+        )  # fmt: skip
 
 
 def _check_same_samples(

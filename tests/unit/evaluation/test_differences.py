@@ -63,7 +63,7 @@ def release(tmp_path, write_brains, codec):
     return evaluate
 
 
-def test_the_same_samples_differ_by_nothing_and_larger_heads_by_their_volume(release):
+def test_the_same_samples_differ_by_nothing_and_larger_heads_by_their_volume(release, caplog):
     seeds = range(100, 110)
     table, metrics = release(
         ("a", 1, seeds, {}),
@@ -72,6 +72,9 @@ def test_the_same_samples_differ_by_nothing_and_larger_heads_by_their_volume(rel
         ("a", 4, seeds, {"scale": 1.1}),
     )
     assert tuple(table.columns) == DIFFERENCE_COLUMNS and (table["n"] == 10).all()
+    figures = int((table[(table["other_run"] == "same")]["p"].notna()).sum())
+    assert f"200 resamples are too few for p_holm of {figures} figures" in caplog.text
+    assert (table["p_holm"].dropna() > 0.05).all()
     same = table[table["other_run"] == "same"]
     assert len(same) > 25 and (same["difference"] == 0).all()
     resampled = same[same["metric"] != "frechet_distance_extrapolated"]
