@@ -42,8 +42,8 @@ def coverage_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Boots
             continue
         inside = _inside(points, balls, radii(balls.values, neighbours), closed=neighbours == 3)
         if name == "coverage":
-            values[name] = _mean(inside.points_in_ball > 0, balls, _lost(inside.only_point, points, len(balls.values)),
-                                 settings, len(x), stream=1)  # fmt: skip
+            lost = _lost(inside.only_point, points, len(balls.values))
+            values[name] = _mean(inside.points_in_ball > 0, balls, lost, settings, len(x), stream=1)
         elif name == "density":
             lost = np.add.reduceat(inside.points_in_ball, balls.starts) / (neighbours * len(points.values))
             values[name] = _mean(inside.balls_of_point / neighbours, points, lost, settings, len(x), stream=0)
