@@ -365,7 +365,7 @@ def _hardware(samples: Sequence[SampleSet]) -> list[str]:
         about = json.loads((one.folder / "sample_timing.json").read_text(encoding="utf-8")).get("hardware", {})
         for stage in ("network", "decode"):
             machine = about.get(stage) or {"name": "unknown hardware", "threads": None, "joules": None}
-            threads = f", {machine['threads']} threads" if machine["threads"] else ""
+            threads = f", threads: {machine['threads']}" if machine["threads"] else ""
             counter = f"joules by {machine['joules']}" if machine.get("joules") else "no joules told"
             label = "Network" if stage == "network" else "Decoder"
             found.setdefault(f"{label}: {machine['name']}{threads}, {counter}", []).append(

@@ -73,7 +73,7 @@ def test_the_page_is_whole_self_contained_escaped_and_repeatable(inputs, tmp_pat
     for part in ("warm start <b>demo</b>", "random weights", "abc123", "c" * 64, "d" * 64, "no contrast", "1,234,567",
                  "that no model was trained on", "generated with one network evaluation", "misses a threshold",
                  "LPIPS was not measured", "above 25 % of the grid", "20 training latents", "19 dimensions",
-                 "Network: Fast CPU, 2 threads, no joules told", "Decoder: Other CPU, 2 threads, joules by RAPL",
+                 "Network: Fast CPU, threads: 2, no joules told", "Decoder: Other CPU, threads: 2, joules by RAPL",
                  "meanflow, 2 NFE", "-12.4", "trained with one seed"):  # fmt: skip
         assert part in text
     assert text.count("One-step samples at update") == 2 * 3, "of four pictures the first, the last and one between"
