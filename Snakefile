@@ -12,8 +12,10 @@
 #     runs/<run>/seed-<s>/                        model.safetensors, model.json, metrics.csv, val.csv, tensorboard/
 #     samples/<run>/seed-<s>/nfe-<k>/             generated latents and NIfTI volumes
 #     evaluation/                                 codec.json, codec_gate.tsv, codec_worst/, latents.json: before training;
-#                                                 metrics.parquet, metrics.json, scans.parquet, spectra.parquet: after it
-#     paper/                                      codec_worst.png, latents.png, spectrum.png, regions.png
+#                                                 metrics.parquet, metrics.json, scans.parquet, spectra.parquet,
+#                                                 differences.parquet, seed_tests.parquet: after it
+#     paper/                                      codec_worst.png, latents.png, spectrum.png, regions.png, copies.png; tables for a
+#                                                 paper, csv and tex: differences, seeds, seed_tests
 #     report/index.html                           the page to look at
 #   results/experiments/torus/                   the method on data that is understood: snakemake torus
 #   logs/, benchmarks/ under results/             one file per job
@@ -53,6 +55,7 @@ rule all:
         f"{RELEASE_FOLDER}/paper/latents.png",
         f"{RELEASE_FOLDER}/paper/spectrum.png",
         [f"{RELEASE_FOLDER}/paper/regions.png"] if CONFIG.evaluate.segmenters else [],
+        f"{RELEASE_FOLDER}/paper/differences.csv",
 
 
 rule preprocess:

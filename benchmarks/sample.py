@@ -4,7 +4,8 @@
 
 Figures are medians over the volumes of what `neuromf generate` times: the network's part of a volume's seconds and the
 decoding of its latent, without reading the models or writing files, after a warm-up. A CPU takes one latent at a time
-whatever --batch says. On a GPU the batch sizes follow, with the joules per volume where NVML (nvidia-ml-py) tells power.
+whatever --batch says. On a GPU the batch sizes follow. Joules per volume are the network's, where the device tells them
+(neuromf.generation.energy).
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import argparse
 import json
 import statistics
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ import torch
 
 from neuromf.codec.maisi import load_codec
 from neuromf.device import choose_device
+from neuromf.generation.energy import Cost
 from neuromf.generation.generate import SampledLatents, decode_latents, sample_latents
 from neuromf.tables import write_json
 from neuromf.training.checkpoint import TrainedModel, load_model
-
-POWER_EVERY = 0.05  # seconds between readings
 
 
 def decode_seconds(model: TrainedModel, sampled: SampledLatents, codec: str | None) -> float:
@@ -41,39 +39,20 @@ def decode_seconds(model: TrainedModel, sampled: SampledLatents, codec: str | No
     return statistics.median(timing["decode"])
 
 
-@contextmanager
-def power_readings(device: torch.device) -> Iterator[list[float]]:
-    """Collect the board's power in watts within the block; none where it cannot be told."""
-    readings: list[float] = []
-    done = threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
-            readings.append(torch.cuda.power_draw(device) / 1000)
-            done.wait(POWER_EVERY)
-
-    try:
-        torch.cuda.power_draw(device)
-    except (ModuleNotFoundError, RuntimeError, AssertionError):
-        yield readings
-        return
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        yield readings
-    finally:
-        done.set()
-        thread.join()
-
-
 def batch_row(model: TrainedModel, batch: int, n: int) -> dict[str, Any]:
     """Return volumes per second and joules per volume of one evaluation at one batch size."""
-    sample_latents(model, range(batch), seed=0, batch_size=batch)  # warm-up with this shape
-    with power_readings(model.device) as watts:
-        sampled = sample_latents(model, range(max(n, 4 * batch)), seed=0, batch_size=batch)
-    seconds = statistics.median(sampled.seconds)
-    joules = round(statistics.mean(watts) * seconds, 3) if watts else None
-    return {"batch": batch, "volumes/s": round(1 / seconds, 2), "joules/volume": joules}
+    sampled = sample_latents(model, range(max(n, 4 * batch) // batch * batch), seed=0, batch_size=batch)
+    return {"batch": batch, "volumes/s": round(1 / median(sampled, "seconds"), 2)} | joules_of(sampled.costs)
+
+
+def median(sampled: SampledLatents, figure: str) -> float:
+    return statistics.median(getattr(cost, figure) for cost in sampled.costs)
+
+
+def joules_of(costs: Sequence[Cost]) -> dict[str, float | None]:
+    """Return the mean joules: the counters step by some milliseconds' energy, which a mean over volumes evens out."""
+    told = [cost.joules for cost in costs if cost.joules is not None]
+    return {"joules/volume": round(statistics.mean(told), 3) if told else None}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -98,7 +77,7 @@ def main() -> None:
     model = load_model(arguments.model, choose_device(arguments.device))
     sampled = {nfe: sample_latents(model, range(arguments.n), 0, nfe, arguments.batch) for nfe in arguments.nfe}
     decode = decode_seconds(model, sampled[arguments.nfe[0]], arguments.codec)
-    network = {nfe: statistics.median(one.seconds) for nfe, one in sampled.items()}
+    network = {nfe: median(one, "seconds") for nfe, one in sampled.items()}
     rows = [
         {
             "nfe": nfe,
@@ -107,15 +86,21 @@ def main() -> None:
             "volume, s": round(seconds + decode, 4),
             "times the first": round((seconds + decode) / (network[arguments.nfe[0]] + decode), 2),
         }
+        | joules_of(sampled[nfe].costs)
         for nfe, seconds in network.items()
     ]
+    print(sampled[arguments.nfe[0]].hardware)
     show(rows)
     batches = []
     if model.device.type == "cuda":
         batches = [batch_row(model, batch, arguments.n) for batch in arguments.batches]
         show(batches)
     if arguments.json:
-        about = {"device": str(model.device), "torch": torch.__version__, "latent": list(model.latent_shape)}
+        about = {
+            "hardware": dict(sampled[arguments.nfe[0]].hardware),
+            "torch": torch.__version__,
+            "latent": list(model.latent_shape),
+        }
         about |= {key: vars(arguments)[key] for key in ("model", "codec", "n", "batch", "threads")}
         write_json(arguments.json, {"about": about, "rows": rows, "batches": batches})
 

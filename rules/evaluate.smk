@@ -207,3 +207,46 @@ rule spectra:
         code=code_hash("neuromf.evaluation.spectrum:merge_spectra"),
     script:
         "../workflow_scripts/spectra.py"
+
+
+rule differences:
+    input:
+        scans=f"{EVALUATION}/scans.parquet",
+        reference=f"{EVALUATION}/reference.safetensors",
+    output:
+        f"{EVALUATION}/differences.parquet",
+    log:
+        f"results/logs/differences/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/differences/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    threads: 1
+    resources:
+        **CPU_JOB,
+        cache=f"{EVALUATION}/cache",
+    params:
+        settings=INTERVALS,
+        code=code_hash("neuromf.evaluation.differences:compare_sample_sets"),
+    script:
+        "../workflow_scripts/differences.py"
+
+
+rule seed_tests:
+    input:
+        f"{EVALUATION}/metrics.parquet",
+    output:
+        f"{EVALUATION}/seed_tests.parquet",
+    log:
+        f"results/logs/seed_tests/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/seed_tests/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        confidence=CONFIG.evaluate.confidence,
+        code=code_hash("neuromf.evaluation.seeds:compare_seeds"),
+    script:
+        "../workflow_scripts/seed_tests.py"

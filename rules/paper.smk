@@ -127,6 +127,30 @@ rule copies_picture:
         "../workflow_scripts/copies_picture.py"
 
 
+rule run_tables:
+    input:
+        differences=f"{EVALUATION}/differences.parquet",
+        seed_tests=f"{EVALUATION}/seed_tests.parquet",
+    output:
+        [
+            f"{RELEASE_FOLDER}/paper/{table}.{kind}"
+            for table in ("differences", "seeds", "seed_tests")
+            for kind in ("csv", "tex")
+        ],
+    log:
+        f"results/logs/run_tables/{CONFIG.release}.log",
+    benchmark:
+        f"results/benchmarks/run_tables/{CONFIG.release}.tsv"
+    conda:
+        "../envs/neuromf.yaml"
+    resources:
+        **CPU_JOB,
+    params:
+        code=code_hash("neuromf.paper.runs:write_run_tables"),
+    script:
+        "../workflow_scripts/run_tables.py"
+
+
 rule report:
     input:
         release=RELEASE_TABLE,
@@ -139,9 +163,12 @@ rule report:
         latents=f"{EVALUATION}/latents.json",
         spectra=f"{EVALUATION}/spectra.parquet",
         copies_picture=f"{RELEASE_FOLDER}/paper/copies.png",
+        differences=f"{EVALUATION}/differences.parquet",
+        seed_tests=f"{EVALUATION}/seed_tests.parquet",
         samples=[
-            f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/participants.tsv"
+            f"{RELEASE_FOLDER}/samples/{run}/seed-{seed}/nfe-{nfe}/{name}"
             for run, seed, nfe in sample_sets()
+            for name in ("participants.tsv", "sample_timing.json")
         ],
         models=[f"{RELEASE_FOLDER}/runs/{run}/seed-{seed}/model.json" for run, seed in trained_models()],
         template=PROJECT / "src/neuromf/paper/report/report.html",

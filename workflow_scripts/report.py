@@ -25,6 +25,8 @@ with logged(snakemake):
         latents=Path(snakemake.input.latents),
         spectra=Path(snakemake.input.spectra),
         copies_picture=Path(snakemake.input.copies_picture),
+        differences=Path(snakemake.input.differences),
+        seed_tests=Path(snakemake.input.seed_tests),
         samples=[
             SampleSet(run, seed, nfe, release_folder / f"samples/{run}/seed-{seed}/nfe-{nfe}")
             for run, seed, nfe in params.sample_sets

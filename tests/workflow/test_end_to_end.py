@@ -217,6 +217,19 @@ def test_what_stands_before_training_is_pictured(project):
     assert {"real", "reconstruction", "noise", "meanflow", "rectified_flow"} == set(spectra["run"])
 
 
+def test_runs_are_compared(project):
+    release = project.folder / "results/releases/first"
+    table = pd.read_parquet(release / "evaluation/differences.parquet")
+    compared = set(zip(table["run"], table["other_run"], strict=True))
+    assert ("meanflow", "rectified_flow") in compared and table["difference"].notna().any()
+    tests = pd.read_parquet(release / "evaluation/seed_tests.parquet")
+    assert tests["note"].str.contains("one seed").all() and tests["p"].isna().all()
+    for name in ("differences", "seeds", "seed_tests"):
+        assert (release / f"paper/{name}.tex").read_text().startswith(r"\begin{tabular}")
+    timing = json.loads(next(release.rglob("sample_timing.json")).read_text())
+    assert timing["hardware"]["network"]["name"] and timing["hardware"]["decode"]["threads"] >= 1
+
+
 def test_snakemakes_own_report(project):
     project.snakemake("--report", "report.html")
     assert (project.folder / "report.html").stat().st_size > 100_000

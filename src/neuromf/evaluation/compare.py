@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from neuromf import __version__
 from neuromf.config import Evaluate
 from neuromf.evaluation.copies import (
+    PIXELS,
     Search,
     add_search,
     most_suspect,
@@ -39,6 +41,7 @@ from neuromf.evaluation.features import cached_regions, gather
 from neuromf.evaluation.folders import Found, Intensity, Rules, common_rules, on_grid, survey, volume_files, volumes
 from neuromf.evaluation.inference import Estimate
 from neuromf.evaluation.measure import add_scans, add_volume_comparison, add_volumes
+from neuromf.evaluation.memorisation import Nearest
 from neuromf.evaluation.morphometry.backends import find_segmenter
 from neuromf.evaluation.morphometry.evaluate import add_folder_regions
 from neuromf.evaluation.morphometry.regions import describe_regions
@@ -105,19 +108,20 @@ def evaluate_folders(
         others = {} if name == "real" else {"real": sets["real"].spectra}
         add_spectrum(part, sets[name].spectra, rules.grid.shape, rules.grid.voxel_mm, settings, others)
     add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
+    real_neighbours = _rows(search_real(sets["real"], sets["real"]).found)
+    neighbours = _rows(nearest_scans(sets["synthetic"], sets["real"]))
     for segmenter in chosen:
         regions = {
             name: describe_regions(_scans(found[name], sets[name].ids, rules), segmenter, cache, label=name)
             for name in ("real", "synthetic")
         }
-        neighbours = nearest_scans(sets["synthetic"], sets["real"])
-        rows = neighbours.get(CODEC, neighbours["pixels"]).index
-        add_folder_regions(floor, figures, regions["real"], regions["synthetic"], rows, settings)
+        add_folder_regions(floor, regions["real"], regions["real"], real_neighbours, settings)
+        add_folder_regions(figures, regions["synthetic"], regions["real"], neighbours, settings)
     for part, name, split in ((floor, "real", "real"), (figures, "synthetic", "generated")):
         searches = _searches(name, sets, settings)
         for search in searches:
             add_search(part, search, settings)
-        add_scans(part, sets[name], split, searches)
+        add_scans(part, sets[name], split, searches, settings)
 
     metrics = floor.metrics + figures.metrics
     write_parquet(out / "metrics.parquet", metrics, METRIC_COLUMNS)
@@ -184,6 +188,11 @@ def _describe(
         for name, (one, volume) in zip(names, volumes(found, rules, label=f"{label}: features"), strict=True)
     ]
     return join(described)
+
+
+def _rows(nearest: Mapping[str, Nearest]) -> NDArray[np.int64]:
+    """Return the rows (N,) of the nearest scans, by the codec's features where there are any; none for want of scans."""
+    return nearest.get(CODEC, nearest[PIXELS]).index if nearest else np.zeros(0, dtype=np.int64)
 
 
 def _scans(found: Sequence[Found], ids: Sequence[str], rules: Rules) -> list[Scan]:

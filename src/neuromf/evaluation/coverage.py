@@ -5,43 +5,52 @@ Kynkäänniemi et al. 2019 (precision, recall; k = 3 as torch-fidelity), Naeem e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.features import Rows
-from neuromf.evaluation.inference import Estimate, percentile_interval, resample_counts
+from neuromf.evaluation.inference import Bootstrap, resample_counts
 
 Array = NDArray[np.float64]
 NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 _CHUNK_ENTRIES = 4_000_000  # of a matrix of distances that exist at once: bounds the memory
 
 
-def coverage_estimates(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Estimate]:
-    """Return precision, recall, density and coverage of generated rows x among real rows y with their intervals.
+def coverage_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Bootstrap]:
+    """Return precision, recall, density and coverage of generated rows x among real rows y and their resamples.
 
     - precision: share of x inside the ball of a row of y, whose radius is the distance to its third neighbour in y;
     - recall: share of y inside the ball of a row of x;
     - density: how many balls (fifth neighbour) of y hold a row of x, divided by five; about 1 for equal sets;
     - coverage: share of y whose ball (fifth neighbour) holds a row of x.
 
-    Balls stay those of all rows; the scans whose rows are counted are resampled. Too few rows have no value.
+    A resample draws scans of both sets. Radii stay those of all rows, and what the set that is not averaged over adds is
+    linearised: each of its scans shifts the figure by what would be lost without it, times how much more often than once it
+    is drawn (the infinitesimal jackknife; Efron 1982). Dropping its scans as they are drawn would bias every draw downwards.
+    Too few rows have no value.
     """
-    missing = Estimate(None, None, None, len(x))
+    missing = Bootstrap(None, None, len(x))
     values = {}
     for name, neighbours in NEIGHBOURS.items():
         balls, points = (x, y) if name == "recall" else (y, x)
         if len(balls.values) <= neighbours or not len(points):
             values[name] = missing
             continue
-        inside, nearest = _inside(points.values, balls.values, radii(balls.values, neighbours), closed=neighbours == 3)
+        inside = _inside(points, balls, radii(balls.values, neighbours), closed=neighbours == 3)
         if name == "coverage":
-            values[name] = _mean(nearest, y, settings, len(x), stream=1)
+            lost = _lost(inside.only_point, points, len(balls.values))
+            values[name] = _mean(inside.points_in_ball > 0, balls, lost, settings, len(x), stream=1)
         elif name == "density":
-            values[name] = _mean(inside / neighbours, x, settings, len(x), stream=0)
+            lost = np.add.reduceat(inside.points_in_ball, balls.starts) / (neighbours * len(points.values))
+            values[name] = _mean(inside.balls_of_point / neighbours, points, lost, settings, len(x), stream=0)
         else:
-            values[name] = _mean(inside > 0, points, settings, len(x), stream=int(name == "recall"))
+            lost = _lost(inside.only_ball, balls, len(points.values))
+            stream = int(name == "recall")
+            values[name] = _mean(inside.balls_of_point > 0, points, lost, settings, len(x), stream=stream)
     return values
 
 
@@ -51,18 +60,44 @@ def radii(rows: NDArray[np.floating], neighbours: int) -> Array:
     return torch.cat(found).numpy()
 
 
-def _inside(
-    points: NDArray[np.floating], balls: NDArray[np.floating], radius: Array, *, closed: bool
-) -> tuple[Array, NDArray[np.bool_]]:
-    """Return how many balls hold each point (P,), and which balls hold a point (Q,); ``closed`` counts their surface."""
+@dataclass(frozen=True)
+class _Inside:
+    """Which of P points lie in which of Q balls: how many balls hold each point (P,), how many points each ball holds (Q,),
+    the only scan whose balls hold a point (P,), the only scan whose points a ball holds (Q,); −1 for none or several."""
+
+    balls_of_point: Array
+    points_in_ball: Array
+    only_ball: NDArray[np.int64]
+    only_point: NDArray[np.int64]
+
+
+def _inside(points: Rows, balls: Rows, radius: Array, *, closed: bool) -> _Inside:
+    """Return which points lie in which balls; ``closed`` counts the balls' surface."""
     limits = torch.from_numpy(radius)
-    counts = []
-    holds = torch.zeros(len(balls), dtype=torch.bool)
-    for distances in _distances(points, balls):
+    scan_of_point, scan_of_ball = (torch.from_numpy(np.repeat(np.arange(len(r)), r.counts)) for r in (points, balls))
+    most = max(len(points), len(balls))
+    per_point, per_ball = [], torch.zeros(len(limits), dtype=torch.float64)
+    first, last = torch.full((len(limits),), most), torch.full((len(limits),), -1)
+    only_ball, start = [], 0
+    for distances in _distances(points.values, balls.values):
         within = distances <= limits if closed else distances < limits
-        counts.append(within.sum(dim=1))
-        holds |= within.any(dim=0)
-    return torch.cat(counts).double().numpy(), holds.numpy()
+        scans = scan_of_point[start : start + len(within), None]
+        start += len(within)
+        per_point.append(within.sum(dim=1))
+        per_ball += within.sum(dim=0)
+        first = torch.minimum(first, torch.where(within, scans, most).amin(dim=0))
+        last = torch.maximum(last, torch.where(within, scans, -1).amax(dim=0))
+        lowest = torch.where(within, scan_of_ball, most).amin(dim=1)
+        only_ball.append(torch.where(lowest == torch.where(within, scan_of_ball, -1).amax(dim=1), lowest, -1))
+    only_point = torch.where(first == last, first, -1)
+    return _Inside(
+        torch.cat(per_point).double().numpy(), per_ball.numpy(), torch.cat(only_ball).numpy(), only_point.numpy()
+    )
+
+
+def _lost(only: NDArray[np.int64], rows: Rows, n: int) -> Array:
+    """Return the share of ``n`` rows that would be outside without each scan of ``rows``, (scans,)."""
+    return np.bincount(only[only >= 0], minlength=len(rows)) / n
 
 
 def _distances(x: NDArray[np.floating], y: NDArray[np.floating]):
@@ -72,11 +107,13 @@ def _distances(x: NDArray[np.floating], y: NDArray[np.floating]):
         yield torch.cdist(part, right, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _mean(values: NDArray, rows: Rows, settings: Evaluate, n: int, *, stream: int) -> Estimate:
-    """Return the mean over rows, with scans resampled."""
+def _mean(values: NDArray, rows: Rows, lost: Array, settings: Evaluate, n: int, *, stream: int) -> Bootstrap:
+    """Return the mean over rows; resampled are their scans (``stream``) and those of the other set, which ``lost`` is of."""
     sums = np.add.reduceat(values.astype(np.float64), rows.starts)
     value = float(sums.sum() / rows.counts.sum())
-    if len(rows) < 2:
-        return Estimate(value, None, None, n)
-    w = resample_counts(len(rows), settings, stream)
-    return percentile_interval(value, (w @ sums) / (w @ rows.counts), n, settings)
+    if min(len(rows), len(lost)) < 2:
+        return Bootstrap(value, None, n)
+    w, v = resample_counts(len(rows), settings, stream), resample_counts(len(lost), settings, 1 - stream)
+    draws = (w @ sums) / (w @ rows.counts) + (v - 1) @ lost
+    most = 1.0 if values.dtype == bool else np.inf
+    return Bootstrap(value, draws.clip(0, most), n)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from neuromf.config import Evaluate
-from neuromf.evaluation.coverage import NEIGHBOURS, coverage_estimates
+from neuromf.evaluation.coverage import NEIGHBOURS, coverage_bootstraps
 from neuromf.evaluation.features import Rows
-from neuromf.evaluation.frechet import extrapolated_frechet, frechet_estimate
-from neuromf.evaluation.inference import Estimate
-from neuromf.evaluation.kernel import gaussian_estimate, kernel_estimate
+from neuromf.evaluation.frechet import extrapolated_frechet, frechet_bootstrap
+from neuromf.evaluation.inference import Bootstrap, Estimate
+from neuromf.evaluation.kernel import gaussian_bootstrap, kernel_bootstrap
 
 DISTANCES = ("kernel_distance", "frechet_distance_extrapolated", "frechet_distance", "gaussian_mmd")
 METRICS = (*DISTANCES, *NEIGHBOURS)
 
 
 def compare_rows(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Estimate]:
-    """Return all figures of `METRICS` of the rows x of a set of scans beside those of the reference y.
+    """Return all figures of `METRICS` of the rows x of a set of scans beside those of the reference y, with intervals.
 
     Fewer than two scans of either have no value.
     """
+    return {metric: found.estimate(settings) for metric, found in bootstrap_rows(x, y, settings).items()}
+
+
+def bootstrap_rows(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Bootstrap]:
+    """Return the same figures with their resamples, which those of another set of as many scans share scan by scan."""
     if min(len(x), len(y)) < 2:
-        return dict.fromkeys(METRICS, Estimate(None, None, None, len(x)))
+        return dict.fromkeys(METRICS, Bootstrap(None, None, len(x)))
     return {
-        "kernel_distance": kernel_estimate(x, y, settings),
+        "kernel_distance": kernel_bootstrap(x, y, settings),
         "frechet_distance_extrapolated": extrapolated_frechet(x, y, settings),
-        "frechet_distance": frechet_estimate(x, y, settings),
-        "gaussian_mmd": gaussian_estimate(x, y, settings),
-    } | coverage_estimates(x, y, settings)
+        "frechet_distance": frechet_bootstrap(x, y, settings),
+        "gaussian_mmd": gaussian_bootstrap(x, y, settings),
+    } | coverage_bootstraps(x, y, settings)
 
 
 def biased_by_few_scans(scans: int, features: int) -> bool:

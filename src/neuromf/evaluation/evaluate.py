@@ -21,12 +21,12 @@ from neuromf.evaluation.copies import add_search, search_real, search_training
 from neuromf.evaluation.extractors.registry import Extractor, VolumeCodec, load_extractor
 from neuromf.evaluation.features import array_sha256, cached_regions, gather
 from neuromf.evaluation.measure import (
+    add_costs,
     add_distances,
     add_diversity,
     add_fidelity,
     add_sample_figures,
     add_scans,
-    add_seconds,
     add_volumes,
 )
 from neuromf.evaluation.rows import METRIC_COLUMNS, REFERENCE_RUNS, SCAN_COLUMNS, Part, write_parquet, write_parts
@@ -118,14 +118,14 @@ def evaluate_reference(
         add_search(floor, search, settings)
     for split in SPLITS:
         known = [search_training(splits[split], train)] if split != "train" else []
-        add_scans(floor, splits[split], split, [*known, search_real(splits[split], scans.every)])
+        add_scans(floor, splits[split], split, [*known, search_real(splits[split], scans.every)], settings)
     fidelity = Part(release, "reconstruction")
     if shown == "test":
         add_distances(fidelity, rebuilt, scans, extractors, cache, settings)
     add_volumes(fidelity, rebuilt, settings)
     originals = {"real": splits[shown].spectra}
     add_spectrum(fidelity, rebuilt.spectra, grid.shape, grid.voxel_mm, settings, originals, paired=True)
-    add_scans(fidelity, rebuilt, "reconstruction", [])
+    add_scans(fidelity, rebuilt, "reconstruction", [], settings)
     linear = Part(release, "linear_reconstruction")
     add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
 
@@ -172,8 +172,10 @@ def evaluate_samples(
     figures = Part(release, run, seed, nfe)
     add_sample_figures(figures, generated, scans, extractors, cache, settings)
     add_diversity(figures, list(files.values()), settings)
-    add_seconds(figures, samples / "sample_timing.json", settings)
-    write_parts(part, [figures], _provenance(extractors, codec, settings) | {"samples": len(generated)})
+    timing = samples / "sample_timing.json"
+    add_costs(figures, timing, settings)
+    about = {"samples": len(generated), "hardware": json.loads(timing.read_text(encoding="utf-8")).get("hardware", {})}
+    write_parts(part, [figures], _provenance(extractors, codec, settings) | about)
 
 
 def evaluate_noise(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from neuromf.evaluation.extractors.base import Extractor
+from neuromf.evaluation.extractors.base import Extractor, Identity
 from neuromf.tables import atomic_path
 
 
@@ -79,7 +79,7 @@ def cached_features(
     return features
 
 
-def gather(cache: Path, extractor: Extractor, hashes: Sequence[str], region: str) -> Rows:
+def gather(cache: Path, extractor: Identity, hashes: Sequence[str], region: str) -> Rows:
     """Return the cached rows of scans, given by their volumes' hashes, in one region; other regions stay on disk.
 
     Raises:
@@ -95,7 +95,7 @@ def gather(cache: Path, extractor: Extractor, hashes: Sequence[str], region: str
     return rows_of(read(sha256) for sha256 in hashes)
 
 
-def cached_regions(cache: Path, extractor: Extractor, sha256: str) -> list[str]:
+def cached_regions(cache: Path, extractor: Identity, sha256: str) -> list[str]:
     """Return the regions that an extractor has rows for, from one scan's cached features."""
     with safe_open(cache_file(cache, extractor, sha256), "numpy") as file:
         return sorted(file.keys())
@@ -107,6 +107,6 @@ def array_sha256(volume: NDArray[np.floating]) -> str:
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
-def cache_file(cache: Path, extractor: Extractor, sha256: str) -> Path:
+def cache_file(cache: Path, extractor: Identity, sha256: str) -> Path:
     """Return where the features of a volume lie."""
     return cache / f"{extractor.name}-{extractor.key[:16]}" / f"{sha256}.safetensors"

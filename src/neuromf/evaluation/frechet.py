@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.features import Rows
-from neuromf.evaluation.inference import Estimate, percentile_interval, resample_counts
+from neuromf.evaluation.inference import Bootstrap, resample_counts
 
 Array = NDArray[np.float64]
 LEADING = 64  # principal components that resamples of slices are compared in
@@ -45,8 +45,8 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     return max(float(distance), 0.0)
 
 
-def frechet_estimate(x: Rows, y: Rows, settings: Evaluate) -> Estimate:
-    """Return the Fréchet distance of x to y with its interval; both sets' scans are resampled, slices with their scan.
+def frechet_bootstrap(x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
+    """Return the Fréchet distance of x to y and its resamples, of both sets' scans, slices with their scan.
 
     With more than 128 scans, or slices, the resamples are taken in the `LEADING` principal components of both sets' rows,
     which hold nearly all of what differs between resamples; the value itself is always that of all features.
@@ -57,18 +57,18 @@ def frechet_estimate(x: Rows, y: Rows, settings: Evaluate) -> Estimate:
         draws = _weighted_frechet(*_pair(x.values, y.values), *counts)
     else:
         draws = _leading_frechet(x, y, *counts)
-    return percentile_interval(value, draws, len(x), settings, distance=True)
+    return Bootstrap(value, draws, len(x), distance=True)
 
 
-def extrapolated_frechet(x: Rows, y: Rows, settings: Evaluate) -> Estimate:
-    """Return the Fréchet distance extrapolated to infinitely many scans, without an interval.
+def extrapolated_frechet(x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
+    """Return the Fréchet distance extrapolated to infinitely many scans, without resamples.
 
     Its bias falls with one over the number of scans. So it is measured on random halves, on 70 % and on all scans
     of both sets, and the line fitted through these values against one over the share is read at 0 (Chong & Forsyth
     2020, where only the generated set shrinks). Fewer than four scans of either have no value. It may be negative.
     """
     if min(len(x), len(y)) < 4:
-        return Estimate(None, None, None, len(x))
+        return Bootstrap(None, None, len(x))
     random = np.random.default_rng([settings.seed, 2])
     inverse, distances = [], []
     for share in SHARES:
@@ -80,7 +80,7 @@ def extrapolated_frechet(x: Rows, y: Rows, settings: Evaluate) -> Estimate:
             distances.append(frechet_distance(parts[0].values, parts[1].values))
     weights = np.where(np.array(inverse) == 1, np.sqrt(_DRAWS), 1.0)  # the one value of all scans weighs as much
     _, at_zero = np.polyfit(inverse, distances, 1, w=weights)
-    return Estimate(float(at_zero), None, None, len(x))
+    return Bootstrap(float(at_zero), None, len(x))
 
 
 def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:

@@ -24,6 +24,26 @@ class Estimate:
     n: int
 
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """A figure and its values in the bootstrap resamples, (B,); no value or no draws where too few scans allow none.
+
+    Two figures over the same scans in the same order have the same resamples, so their draws can be subtracted one by one.
+    ``distance`` is what `percentile_interval` says.
+    """
+
+    value: float | None
+    draws: Array | None
+    n: int
+    distance: bool = False
+
+    def estimate(self, settings: Evaluate) -> Estimate:
+        """Return the figure with its percentile interval."""
+        if self.value is None or self.draws is None:
+            return Estimate(self.value, None, None, self.n)
+        return percentile_interval(self.value, self.draws, self.n, settings, distance=self.distance)
+
+
 def resample_counts(n: int, settings: Evaluate, stream: int = 0) -> Array:
     """Return how often each of ``n`` scans is drawn in each bootstrap resample, (resamples, n); rows sum to n.
 
@@ -53,14 +73,16 @@ def percentile_interval(value: float, draws: Array, n: int, settings: Evaluate, 
 
 def mean_estimate(values: ArrayLike, settings: Evaluate) -> Estimate:
     """Return the mean over scans with its bootstrap interval; one scan has no interval, no scan no value."""
+    return mean_bootstrap(values, settings).estimate(settings)
+
+
+def mean_bootstrap(values: ArrayLike, settings: Evaluate) -> Bootstrap:
+    """Return the mean over scans and its resamples; one scan has no resamples, no scan no value."""
     data = np.asarray(values, dtype=np.float64)
     n = len(data)
     if n == 0:
-        return Estimate(None, None, None, 0)
-    value = float(data.mean())
-    if n == 1:
-        return Estimate(value, None, None, 1)
-    return percentile_interval(value, resample_counts(n, settings) @ data / n, n, settings)
+        return Bootstrap(None, None, 0)
+    return Bootstrap(float(data.mean()), resample_counts(n, settings) @ data / n if n > 1 else None, n)
 
 
 def ratio_estimate(x: ArrayLike, y: ArrayLike, settings: Evaluate, *, paired: bool = False) -> Estimate:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.features import Rows, one_row_each
-from neuromf.evaluation.inference import Estimate, percentile_interval, resample_counts
+from neuromf.evaluation.inference import Bootstrap, resample_counts
 
 Array = NDArray[np.float64]
 Kernel = Callable[[Array, Array], Array]
@@ -33,19 +33,19 @@ def kernel_distance(x: ArrayLike, y: ArrayLike) -> float:
     return _value(_sums(polynomial, *_pair(one_row_each(x), one_row_each(y))))
 
 
-def kernel_estimate(x: Rows, y: Rows, settings: Evaluate) -> Estimate:
-    """Return the kernel distance (KID's estimator) of x to y with its interval; both sets' scans are resampled."""
-    return _estimate(polynomial, *_pair(x, y), settings)
+def kernel_bootstrap(x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
+    """Return the kernel distance (KID's estimator) of x to y and its resamples, of both sets' scans."""
+    return _bootstrap(polynomial, *_pair(x, y), settings)
 
 
-def gaussian_estimate(x: Rows, y: Rows, settings: Evaluate) -> Estimate:
-    """Return the squared MMD of x to y with a Gaussian kernel, with its interval; both sets' scans are resampled.
+def gaussian_bootstrap(x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
+    """Return the squared MMD of x to y with a Gaussian kernel and its resamples, of both sets' scans.
 
     The kernel is exp(−|a − b|² / 2σ²) with σ the median distance of the reference's (y's) rows of different scans, so it
     does not depend on what is compared with the reference (Gretton et al. 2012).
     """
     x, y = _pair(x, y)
-    return _estimate(gaussian(median_distance(y)), x, y, settings)
+    return _bootstrap(gaussian(median_distance(y)), x, y, settings)
 
 
 def polynomial(x: Array, y: Array) -> Array:
@@ -130,7 +130,7 @@ def _value(sums: tuple[_Within, _Within, Array]) -> float:
     return float(_weighted(sums, np.ones((1, n)), np.ones((1, m)))[0])
 
 
-def _estimate(kernel: Kernel, x: Rows, y: Rows, settings: Evaluate) -> Estimate:
+def _bootstrap(kernel: Kernel, x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
     sums = _sums(kernel, x, y)
     draws = _weighted(sums, resample_counts(len(x), settings, 0), resample_counts(len(y), settings, 1))
-    return percentile_interval(_value(sums), draws, len(x), settings)
+    return Bootstrap(_value(sums), draws, len(x))

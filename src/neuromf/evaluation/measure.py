@@ -21,7 +21,7 @@ from neuromf.evaluation.morphometry import TISSUES, compare_volumes
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Reference, ScanSet
-from neuromf.evaluation.spectrum import add_spectrum
+from neuromf.evaluation.spectrum import add_spectrum, high_frequency_ratio
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def add_sample_figures(
     ]
     for search in searches:
         add_search(part, search, settings)
-    add_scans(part, generated, "generated", searches)
+    add_scans(part, generated, "generated", searches, settings)
 
 
 def add_distances(
@@ -108,12 +108,14 @@ def add_volume_comparison(part: Part, volumes: ScanSet, real: ScanSet, settings:
     part.add("brain_volume_in_real_range", "brain", share_estimate(inside, settings))
 
 
-def add_scans(part: Part, volumes: ScanSet, split: str, searches: Sequence[Search]) -> None:
+def add_scans(part: Part, volumes: ScanSet, split: str, searches: Sequence[Search], settings: Evaluate) -> None:
     """Add one row per volume to the table of scans, with where `searches` of these volumes found the nearest scan."""
+    ratio = high_frequency_ratio(volumes.spectra, settings.spectrum_k0)
     for row, scan in enumerate(volumes.ids):
         figures: dict[str, Any] = {
             f"{tissue}_ml": float(volume) for tissue, volume in zip(TISSUES, volumes.tissues[row], strict=True)
         }
+        figures |= {"high_frequency_ratio": float(ratio[row]), "sha256": volumes.hashes[row]}
         for search in searches:
             figures |= search.columns(row)
         part.add_scan(scan, split, figures)
@@ -130,8 +132,12 @@ def add_fidelity(parts: Mapping[str, Part], codec_validation: Path, settings: Ev
             part.add(metric, region, estimate)
 
 
-def add_seconds(part: Part, timing: Path, settings: Evaluate) -> None:
-    """Add the seconds per volume of network, decoder and both."""
+def add_costs(part: Part, timing: Path, settings: Evaluate) -> None:
+    """Add seconds and joules per volume of network, decoder and both; joules have no value where the device told none."""
     content = json.loads(timing.read_text(encoding="utf-8"))
     for stage in STAGES:
         part.add("seconds_per_volume", stage, mean_estimate(content[stage], settings))
+        joules = content.get("joules", {}).get(stage, [None])  # files of before joules were told have none
+        told = None not in joules
+        missing = Estimate(None, None, None, len(content[stage]))
+        part.add("joules_per_volume", stage, mean_estimate(joules, settings) if told else missing)

@@ -22,10 +22,25 @@ SCAN_COLUMNS = (
         "scan", "mirrored", "correlation", "relative", "p", "relative_p",
         "scan_codec", "mirrored_codec", "distance_codec", "relative_codec", "p_codec", "relative_p_codec",
     )),
+    "high_frequency_ratio", "sha256",
+)  # fmt: skip
+DIFFERENCE_COLUMNS = (
+    "release", "run", "nfe", "other_run", "other_nfe", "seed", "metric", "region", "extractor",
+    "difference", "ci_low", "ci_high", "n", "p", "p_holm",
+)  # fmt: skip
+SEED_TEST_COLUMNS = (
+    "release", "nfe", "metric", "region", "extractor", "test", "run", "other_run", "n", "other_n",
+    "value", "sd", "ci_low", "ci_high", "statistic", "df", "df_within", "p", "p_holm",
+    "effect", "effect_low", "effect_high", "note",
 )  # fmt: skip
 SPECTRUM_COLUMNS = ("release", "run", "seed", "nfe", "spectrum", "cycles_per_mm", "value", "ci_low", "ci_high", "n")
 REFERENCE_RUNS = ("real", "reconstruction", "linear_reconstruction", "noise")
 NO_EXTRACTOR = "none"
+_WHOLE = ("seed", "nfe", "other_nfe", "other_n")
+_NUMBERS = (
+    "value", "ci_low", "ci_high", "difference", "p", "p_holm", "sd", "statistic", "df", "df_within",
+    "effect", "effect_low", "effect_high",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,15 +89,17 @@ def write_parts(path: Path, parts: Sequence[Part], provenance: dict[str, Any]) -
 
 def write_parquet(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Write one of the tables with its typed columns."""
-    table = pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64", "nfe": "Int64"})
-    table = table.astype({column: kind for column in columns if (kind := _kind(column))})
+    types = {column: kind for column in columns if (kind := _kind(column))}
+    table = pd.DataFrame(rows, columns=list(columns)).astype(types)
     with atomic_path(path) as temporary:
         table.to_parquet(temporary, index=False)
 
 
 def _kind(column: str) -> str | None:
     """Return the type of a column that may be empty in every row; None for text and counts."""
+    if column in _WHOLE:
+        return "Int64"
     if "_mirrored" in column:
         return "boolean"
-    number = ("value", "ci_low", "ci_high", "_ml", "_correlation", "_relative", "_p", "_distance")
-    return "float64" if column.removesuffix("_codec").endswith(number) else None
+    number = ("_ml", "_correlation", "_relative", "_p", "_distance", "_ratio")
+    return "float64" if column in _NUMBERS or column.removesuffix("_codec").endswith(number) else None

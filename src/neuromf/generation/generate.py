@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from neuromf.codec.maisi import FrozenCodec, load_codec
 from neuromf.flow import sample
+from neuromf.generation.energy import Cost, Meter
 from neuromf.tables import atomic_path, write_json, write_tsv
 from neuromf.training.checkpoint import TrainedModel, load_model
 from neuromf.volume import write_volume
@@ -54,13 +54,15 @@ class SampledLatents:
         latents: in the codec's scale, (N, C, D, H, W) float32.
         indices: of the samples.
         about: model, model_sha256, codec_sha256, seed, nfe.
-        seconds: network time of each sample.
+        costs: of the network, for each sample.
+        hardware: that the network ran on (`neuromf.generation.energy.hardware`); empty when unknown.
     """
 
     latents: Tensor
     indices: tuple[int, ...]
     about: Mapping[str, Any]
-    seconds: tuple[float, ...] = field(repr=False)
+    costs: tuple[Cost, ...] = field(repr=False)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -105,14 +107,19 @@ def sample_latents(
     if not chosen:
         raise GenerationError("no sample was asked for; give at least one index")
     size = 1 if model.device.type == "cpu" else batch_size
-    sample(model.velocity, noise(seed, chosen[0], model.latent_shape)[None].to(model.device))  # warm-up, not timed
-    parts, seconds = [], []
+    meter = Meter(model.device)
+    warm_up = noise(seed, chosen[0], model.latent_shape).expand(min(size, len(chosen)), *model.latent_shape)
+    sample(model.velocity, warm_up.to(model.device))  # not timed: a GPU chooses its kernels by the batch's shape
+    parts: list[Tensor] = []
+    costs: list[Cost] = []
     for first in tqdm(range(0, len(chosen), size), desc=f"sample, nfe {nfe}", unit="batch"):
         batch = chosen[first : first + size]
         epsilon = torch.stack([noise(seed, index, model.latent_shape) for index in batch]).to(model.device)
-        start = _now(model.device)
+        meter.start()
         z0 = model.denormalise(sample(model.velocity, epsilon, nfe))
-        seconds += [(_now(model.device) - start) / len(batch)] * len(batch)
+        whole = meter.stop()
+        each = None if whole.joules is None else whole.joules / len(batch)
+        costs += [Cost(whole.seconds / len(batch), each)] * len(batch)
         parts.append(z0.cpu())
     latents = torch.cat(parts)
     if not bool(torch.isfinite(latents).all()):
@@ -126,13 +133,14 @@ def sample_latents(
         "nfe": nfe,
         "spacing_mm": model.config.preprocess.conform.spacing_mm,
     }
-    return SampledLatents(latents, chosen, about, tuple(seconds))
+    return SampledLatents(latents, chosen, about, tuple(costs), meter.hardware)
 
 
 def write_latents(path: Path, sampled: SampledLatents) -> None:
     """Write generated latents as safetensors: key = sample ID, (C, D, H, W); how they came about in the header."""
     metadata = {"about": json.dumps(dict(sampled.about)), "indices": json.dumps(sampled.indices)}
-    metadata["seconds"] = json.dumps(sampled.seconds)
+    metadata |= {key: json.dumps([getattr(cost, key) for cost in sampled.costs]) for key in ("seconds", "joules")}
+    metadata["hardware"] = json.dumps(dict(sampled.hardware))
     tensors = {name: latent.contiguous() for name, latent in zip(sampled.ids, sampled.latents, strict=True)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
@@ -149,7 +157,10 @@ def read_latents(path: Path) -> SampledLatents:
             metadata = file.metadata() or {}
             about, indices = json.loads(metadata["about"]), json.loads(metadata["indices"])
             latents = torch.stack([file.get_tensor(sample_id(about["seed"], index)) for index in indices])
-            return SampledLatents(latents, tuple(indices), about, tuple(json.loads(metadata["seconds"])))
+            seconds = json.loads(metadata["seconds"])
+            joules = json.loads(metadata["joules"]) if "joules" in metadata else [None] * len(seconds)  # older files
+            costs = tuple(Cost(*both) for both in zip(seconds, joules, strict=True))
+            return SampledLatents(latents, tuple(indices), about, costs, json.loads(metadata.get("hardware", "{}")))
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise GenerationError(f"{path} holds no generated latents ({error}); sample again") from None
 
@@ -163,7 +174,8 @@ def decode_latents(
     """Write each latent as a volume with its sidecar, then ``sample_timing.json`` and ``participants.tsv``.
 
     The folder holds exactly these samples afterwards. Volumes are float32 in [0, 1], in RAS, with the model's voxel
-    size and the middle of the grid at the origin. ``sample_timing.json`` has the seconds of each volume.
+    size and the middle of the grid at the origin. ``sample_timing.json`` has each volume's seconds and joules by stage, and
+    the hardware of both stages.
 
     Args:
         codec: the one whose latents the model was trained on.
@@ -180,25 +192,35 @@ def decode_latents(
             f" {sampled.about['codec']} ({sampled.about['codec_sha256']}); decode with those"
         )
     nearest = nearest_training_scans(sampled.latents, training) if training else [None] * len(sampled.indices)
-    if codec.device.type != "cpu":
-        codec.decode(sampled.latents[:1])  # warm-up, not timed
+    meter = Meter(codec.device)
+    codec.decode(sampled.latents[:1])  # warm-up, not timed
     _remove_others(out, sampled.ids)
-    seconds = []
+    costs = []
     rows = list(zip(sampled.ids, sampled.indices, sampled.latents, nearest, strict=True))
     for name, index, latent, closest in tqdm(rows, desc="decode", unit="volume"):
-        start = _now(codec.device)
+        meter.start()
         volume = codec.decode(latent[None])[0, 0].clamp(0, 1).cpu().numpy()
-        seconds.append(_now(codec.device) - start)
+        costs.append(meter.stop())
         affine = centred_affine(volume.shape, sampled.about["spacing_mm"])
         write_volume(out / f"{name}_{MODALITY}.nii.gz", volume, affine, np.float32)
         about = {key: value for key, value in sampled.about.items() if key != "spacing_mm"}
         write_json(out / f"{name}_{MODALITY}.json", about | {"index": index, "nearest_training_scan": closest})
-    both = [a + b for a, b in zip(sampled.seconds, seconds, strict=True)]
-    timing = {"network": list(sampled.seconds), "decode": seconds, "total": both, "device": codec.device.type}
-    write_json(out / "sample_timing.json", timing)
+    write_json(out / "sample_timing.json", _timing(sampled, costs, meter.hardware))
     columns = ("participant_id", "seed", "index", "nfe", "model")
     shared = (sampled.about["nfe"], sampled.about["model"])
     write_tsv(out / "participants.tsv", columns, [[n, sampled.about["seed"], i, *shared] for n, i, _, _ in rows])
+
+
+def _timing(sampled: SampledLatents, decoding: Sequence[Cost], hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Return each volume's seconds by stage, its joules (None where a device tells none), and both stages' hardware."""
+
+    def stages(key: str) -> dict[str, list[float | None]]:
+        network, decode = ([getattr(cost, key) for cost in costs] for costs in (sampled.costs, decoding))
+        total = [None if a is None or b is None else a + b for a, b in zip(network, decode, strict=True)]
+        return {"network": network, "decode": decode, "total": total}
+
+    about = {"network": dict(sampled.hardware), "decode": dict(hardware)}
+    return stages("seconds") | {"joules": stages("joules"), "hardware": about}
 
 
 def centred_affine(shape: Sequence[int], spacing_mm: float) -> NDArray[np.float64]:
@@ -272,9 +294,3 @@ def _remove_others(out: Path, ids: Sequence[str]) -> None:
     for path in _samples_in(out):
         if path.name.split(".")[0] not in names:
             path.unlink()
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -37,6 +37,7 @@ COLUMNS = (
     Column("cohens_d", "deep_csf", "Cohen's d, deep fluid", 2),
     Column("nearest_training_correlation", "brain", "Nearest training scan, r", 3, extractor="pixels"),
     Column("seconds_per_volume", "total", "Seconds per volume", 2, "↓"),
+    Column("joules_per_volume", "total", "Joules per volume", 1, "↓"),
 )
 CODEC_COLUMNS = (
     Column("psnr", "brain_box", "PSNR, box (dB)", 2, "↑"),
@@ -72,7 +73,7 @@ def metric_table(
         chosen = metrics[
             (metrics["run"] == key.run) & _same(metrics["seed"], key.seed) & _same(metrics["nfe"], key.nfe)
         ]
-        found = [_rows(chosen, column) for column in columns]
+        found = [rows_of(chosen, column) for column in columns]
         if all(cell.empty for cell in found):
             continue
         name = real if key.run == "real" else run_label(key.run)
@@ -171,18 +172,23 @@ def figure_of(
     return chosen.iloc[0] if len(chosen) else None
 
 
-def _rows(metrics: pd.DataFrame, column: Column) -> pd.DataFrame:
+def rows_of(metrics: pd.DataFrame, column: Column) -> pd.DataFrame:
     """Return the rows of a column's figure."""
     chosen = (metrics["metric"] == column.metric) & (metrics["region"] == column.region)
     return metrics[chosen & (metrics["extractor"] == column.extractor)]
 
 
 def _cell(row: pd.Series, column: Column) -> str:
-    if pd.isna(row["value"]):
-        return MISSING
     value, low, high = (float(row[name]) * column.scale for name in ("value", "ci_low", "ci_high"))
-    text = f"{value:.{column.digits}f}"
-    return text if pd.isna(low) else f"{text} [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+    return with_interval(value, low, high, column.digits)
+
+
+def with_interval(value: float, low: float, high: float, digits: int) -> str:
+    """Return ``value [low, high]``; a missing value (NaN) is a dash, a missing interval is left out."""
+    if pd.isna(value):
+        return MISSING
+    text = f"{value:.{digits}f}"
+    return text if pd.isna(low) else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _same(values: pd.Series, wanted: object) -> pd.Series:
@@ -212,6 +218,10 @@ _LATEX = {
     "∞": r"$\infty$",
     "²": "$^2$",
     "ρ": r"$\rho$",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "η": r"$\eta$",
+    "<": "$<$",
 }
 
 

@@ -90,8 +90,8 @@ def test_planted_mirrored_and_noisy_copies_are_found_and_named(anatomy, describe
     search = search_training(described(planted | honest), trained, held_out)
     part, floor = Part("demo", "meanflow", 0, 1), Part("demo", "real")
     add_search(part, search, settings)
-    add_scans(part, described(planted | honest), "generated", [search])
-    add_scans(floor, held_out, "test", [search_training(held_out, trained)])
+    add_scans(part, described(planted | honest), "generated", [search], settings)
+    add_scans(floor, held_out, "test", [search_training(held_out, trained)], settings)
     table = table_of(Part("demo", "x", scans=part.scans + floor.scans), tmp_path)
     found = table.set_index("scan").loc[list(planted)]
     for suffix in ("", "_codec"):
@@ -167,8 +167,8 @@ def test_duplicates_among_the_samples_are_found_and_named(anatomy, described, se
     search = search_others(generated, real, settings)
     part, floor = Part("demo", "meanflow", 0, 1), Part("demo", "real")
     add_search(part, search, settings)
-    add_scans(part, generated, "generated", [search])
-    add_scans(floor, real, "test", [search_real(real, real)])
+    add_scans(part, generated, "generated", [search], settings)
+    add_scans(floor, real, "test", [search_real(real, real)], settings)
     table = table_of(Part("demo", "x", scans=part.scans + floor.scans), tmp_path)
     found = table.set_index("scan")
     twins = {"exact": "s1", "mirrored": "s2", "noisy": "s3"}

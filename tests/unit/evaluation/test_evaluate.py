@@ -14,6 +14,7 @@ from neuromf.evaluation.extractors.registry import Extractor, codec_extractor
 from neuromf.evaluation.extractors.slices import by_slice
 from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS
 from neuromf.evaluation.scans import EvaluationError
+from neuromf.tables import file_sha256
 
 
 class Release:
@@ -40,12 +41,14 @@ class Release:
             reconstructions=self.folder / "reconstructions",
         )  # fmt: skip
 
-    def samples(self, run, seeds, nfe=1, **kwargs):
+    def samples(self, run, seeds, nfe=1, joules_of=None, **kwargs):
         files = self.write(run, seeds, **kwargs)
         folder = next(iter(files.values())).parent if files else self.folder / run
         seconds = {"network": [0.1] * len(seeds), "decode": [0.4] * len(seeds), "total": [0.5] * len(seeds)}
         folder.mkdir(exist_ok=True)
-        (folder / "sample_timing.json").write_text(json.dumps(seconds | {"device": "cpu"}))
+        joules = {stage: [20 * value for value in values] for stage, values in seconds.items()}
+        about = {"joules": joules | (joules_of or {}), "hardware": {"network": {"name": "Fast CPU"}}}
+        (folder / "sample_timing.json").write_text(json.dumps(seconds | about))
         evaluate_samples(
             folder, self.reference, self.codec, self.settings, release="demo", run=run, seed=0, nfe=nfe,
             cache=self.folder / "cache", part=self.part(run),
@@ -79,7 +82,7 @@ def figure(metrics, run, metric, region=None, extractor=None):
 def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     release.real(train=range(20), val=range(20, 24), test=range(24, 34))
     release.samples("good", range(100, 112))
-    release.samples("copies", range(8))
+    release.samples("copies", range(8), joules_of={"network": [None] * 8, "total": [None] * 8})
     release.samples("large", range(120, 130), scale=1.25)
     release.noise()
     metrics, scans = release.merged()
@@ -100,6 +103,11 @@ def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     assert figure(metrics, "good", "closer_to_other_than_null_5th", extractor="codec")["value"] < 0.4
     assert figure(metrics, "real", "nearest_other_correlation")["n"] == 34
     assert figure(metrics, "good", "seconds_per_volume", "total")["value"] == pytest.approx(0.5)
+    joules = figure(metrics, "good", "joules_per_volume", "total")
+    assert (joules["value"], joules["ci_low"], joules["n"]) == (pytest.approx(10), pytest.approx(10), 12)
+    untold = figure(metrics, "copies", "joules_per_volume", "network")
+    assert np.isnan(untold["value"]) and untold["n"] == 8
+    assert figure(metrics, "copies", "joules_per_volume", "decode")["value"] == pytest.approx(8)
     assert figure(metrics, "reconstruction", "psnr", "brain_box")["value"] == pytest.approx(31)
     assert figure(metrics, "reconstruction", "psnr", "brain")["value"] == pytest.approx(28)
     assert figure(metrics, "linear_reconstruction", "ssim", "brain")["n"] == 3
@@ -124,11 +132,17 @@ def test_good_samples_copies_odd_sizes_and_noise_are_told_apart(release):
     distances = metrics[metrics["metric"].isin(["frechet_distance", "kernel_distance"])]
     assert (distances["ci_low"] <= distances["value"]).all() and (distances["value"] <= distances["ci_high"]).all()
     copied = scans[scans["run"] == "copies"]
+    path = release.folder / "copies/sub-003_T1w.nii.gz"
+    assert copied.set_index("scan").loc["sub-003_T1w", "sha256"] == file_sha256(path)
+    assert copied["high_frequency_ratio"].mean() == pytest.approx(
+        figure(metrics, "copies", "high_frequency_ratio")["value"]
+    )
     assert copied["nearest_scan"].tolist() == copied["scan"].tolist()
     assert scans[(scans["run"] == "real") & (scans["split"] == "train")]["nearest_scan"].isna().all()
     assert scans[scans["run"] == "real"]["other_scan"].notna().all()
 
     readable = json.loads((release.folder / "metrics.json").read_text())
+    assert readable["provenance"][1]["hardware"] == {"network": {"name": "Fast CPU"}}
     assert len(readable["rows"]) == len(metrics) and readable["provenance"][0]["codec_sha256"] == "0" * 64
     kept = sorted(path.name for path in (release.folder / "reconstructions").iterdir())
     assert len(kept) == 8 and kept[0] == "sub-024_T1w_real.nii.gz"

@@ -9,7 +9,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from neuromf.evaluation import frechet
 from neuromf.evaluation.features import Rows, one_row_each
-from neuromf.evaluation.frechet import extrapolated_frechet, frechet_distance, frechet_estimate
+from neuromf.evaluation.frechet import extrapolated_frechet, frechet_bootstrap, frechet_distance
 
 
 def scipy_frechet(x, y):
@@ -64,7 +64,8 @@ def slices(seed, scans, each, dims, shift=0.0):
 
 def test_intervals_hold_the_value_repeat_and_shrink_with_scans(settings):
     def estimate(n):
-        return frechet_estimate(one_row_each(features(0, n, 8)), one_row_each(features(1, n, 8, shift=0.5)), settings)
+        x, y = one_row_each(features(0, n, 8)), one_row_each(features(1, n, 8, shift=0.5))
+        return frechet_bootstrap(x, y, settings).estimate(settings)
 
     few, many = estimate(12), estimate(120)
     assert few.low <= few.value <= few.high and few.n == 12
@@ -74,9 +75,9 @@ def test_intervals_hold_the_value_repeat_and_shrink_with_scans(settings):
 
 def test_slices_have_the_value_of_all_rows_and_intervals_of_scans(settings):
     x, y = slices(0, 12, 5, 10), slices(1, 12, 5, 10, shift=0.5)
-    grouped = frechet_estimate(x, y, settings)
+    grouped = frechet_bootstrap(x, y, settings).estimate(settings)
     assert grouped.value == frechet_distance(x.values, y.values) and grouped.low <= grouped.value <= grouped.high
-    alone = frechet_estimate(one_row_each(x.values), one_row_each(y.values), settings)
+    alone = frechet_bootstrap(one_row_each(x.values), one_row_each(y.values), settings).estimate(settings)
     assert alone.value == grouped.value and grouped.high - grouped.low > 1.3 * (alone.high - alone.low)
 
 
@@ -103,7 +104,7 @@ def test_extrapolation_takes_away_the_bias_of_few_scans(settings):
     extrapolated = np.mean([extrapolated_frechet(x, y, settings).value for x, y in few])
     assert abs(extrapolated - truth) < 0.5 * abs(plain - truth)
     found = extrapolated_frechet(*few[0], settings)
-    assert found == extrapolated_frechet(*few[0], settings) and found.low is None and found.n == 40
+    assert found == extrapolated_frechet(*few[0], settings) and found.draws is None and found.n == 40
     assert extrapolated_frechet(one_row_each(features(0, 3, 6)), few[0][1], settings).value is None
 
 

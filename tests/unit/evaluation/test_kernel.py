@@ -9,9 +9,9 @@ from neuromf.evaluation.kernel import (
     _sums,
     _weighted,
     gaussian,
-    gaussian_estimate,
+    gaussian_bootstrap,
+    kernel_bootstrap,
     kernel_distance,
-    kernel_estimate,
     median_distance,
     polynomial,
 )
@@ -38,9 +38,9 @@ def test_kernel_distance_equals_torch_fidelitys():
 
 def test_slices_give_torch_fidelitys_value_and_other_intervals(settings):
     x, y = slices(0, 10, 4, 6), slices(1, 10, 4, 6, shift=0.4)
-    grouped = kernel_estimate(x, y, settings)
+    grouped = kernel_bootstrap(x, y, settings).estimate(settings)
     assert grouped.value == pytest.approx(float(kernel_mmd(x.values, y.values)), rel=1e-9) and grouped.n == 10
-    alone = kernel_estimate(one_row_each(x.values), one_row_each(y.values), settings)
+    alone = kernel_bootstrap(one_row_each(x.values), one_row_each(y.values), settings).estimate(settings)
     assert alone.value == pytest.approx(grouped.value)
     assert grouped.high - grouped.low > 1.3 * (alone.high - alone.low)  # forty dependent slices are ten scans
 
@@ -49,7 +49,7 @@ def test_gaussian_kernel_equals_torch_fidelitys_and_brute_force(settings):
     x, y = slices(0, 9, 2, 5), slices(3, 9, 2, 5, shift=0.4)
     sigma = median_distance(y)
     expected = kernel_mmd(x.values, y.values, kid_kernel="rbf", kid_kernel_rbf_sigma=sigma)
-    assert gaussian_estimate(x, y, settings).value == pytest.approx(float(expected), rel=1e-9)
+    assert gaussian_bootstrap(x, y, settings).value == pytest.approx(float(expected), rel=1e-9)
     pairs = [np.linalg.norm(y.values[i] - y.values[j]) for i in range(18) for j in range(i + 1, 18) if i // 2 != j // 2]
     assert sigma == pytest.approx(np.median(pairs))
     assert median_distance(Rows(np.ones((4, 3)), np.ones(4, int))) == 1.0

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from neuromf.codec.maisi import FrozenCodec, build, load_codec
 from neuromf.config import Config, validate
 from neuromf.flow import MeanFlowUNet
+from neuromf.generation import energy
 from neuromf.generation.generate import (
     GenerationError,
     centred_affine,
@@ -114,7 +117,15 @@ def test_latents_come_back_from_their_file(model: TrainedModel, tmp_path: Path) 
     write_latents(tmp_path / "latents.safetensors", sampled)
     again = read_latents(tmp_path / "latents.safetensors")
     assert torch.equal(again.latents, sampled.latents)
-    assert (again.indices, dict(again.about), again.seconds) == (sampled.indices, dict(sampled.about), sampled.seconds)
+    assert (again.indices, dict(again.about), again.costs) == (sampled.indices, dict(sampled.about), sampled.costs)
+    assert again.hardware == sampled.hardware and again.hardware["threads"] == torch.get_num_threads()
+    tensors, metadata = load_file(tmp_path / "latents.safetensors"), {}
+    with safe_open(tmp_path / "latents.safetensors", "pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key not in ("joules", "hardware")}
+    save_file(tensors, tmp_path / "older.safetensors", metadata)
+    older = read_latents(tmp_path / "older.safetensors")
+    assert [cost.seconds for cost in older.costs] == [cost.seconds for cost in sampled.costs] and older.hardware == {}
+    assert [cost.joules for cost in older.costs] == [None] * 3
     with pytest.raises(GenerationError, match="no generated latents"):
         read_latents(tmp_path / "nothing.safetensors")
 
@@ -156,8 +167,48 @@ def test_decoding_writes_volumes_sidecars_and_timing(model: TrainedModel, codec:
     assert sidecar["nearest_training_scan"] == "sub-0_T1w"
     timing = json.loads((tmp_path / "sample_timing.json").read_text(encoding="utf-8"))
     assert all(len(timing[stage]) == 2 and min(timing[stage]) > 0 for stage in ("network", "decode", "total"))
+    assert set(timing["joules"]) == {"network", "decode", "total"}
+    for stage in ("network", "decode"):
+        about = timing["hardware"][stage]
+        assert (about["device"], about["threads"], bool(about["name"])) == ("cpu", torch.get_num_threads(), True)
     rows = read_tsv(tmp_path / "participants.tsv", ["participant_id"])
     assert [row["participant_id"] for row in rows] == ["sub-synth00000000", "sub-synth00000001"]
+
+
+def test_costs_are_warm_and_joules_of_both_stages_are_added(
+    model: TrainedModel, codec: FrozenCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    class Counter:
+        """Two joules at each reading."""
+
+        source, used = "fake", 0.0
+
+        def joules(self) -> float:
+            calls.append("reading")
+            self.used += 2
+            return self.used
+
+    def watched(name: str, work: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any) -> torch.Tensor:
+            calls.append(name)
+            return work(*args)
+
+        return call
+
+    monkeypatch.setattr(energy, "energy_counter", lambda device: Counter())
+    sampler = TrainedModel(**(model.__dict__ | {"velocity": watched("network", model.velocity)}))
+    sampled = sample_latents(sampler, range(2), seed=0, nfe=2)
+    assert calls == ["reading", "network", *["reading", "network", "network", "reading"] * 2]
+    calls.clear()
+    decoder = FrozenCodec(codec.network, codec.settings, codec.sha256, codec.device)
+    object.__setattr__(decoder, "decode", watched("decode", codec.decode))
+    decode_latents(decoder, sampled, tmp_path)
+    assert calls == ["reading", "decode", *["reading", "decode", "reading"] * 2]
+    timing = json.loads((tmp_path / "sample_timing.json").read_text(encoding="utf-8"))
+    assert timing["joules"] == {"network": [2, 2], "decode": [2, 2], "total": [4, 4]}
+    assert timing["hardware"]["decode"]["joules"] == "fake"
 
 
 def test_another_codec_is_refused(model: TrainedModel, codec: FrozenCodec, tmp_path: Path) -> None:

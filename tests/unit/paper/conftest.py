@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from neuromf.config import Config
+from neuromf.evaluation.rows import DIFFERENCE_COLUMNS
+from neuromf.evaluation.seeds import compare_seeds
 from neuromf.tables import ManifestRow, ReleaseRow, write_manifest, write_release
 from neuromf.volume import write_volume
 
@@ -124,6 +126,64 @@ def make_spectra(nfes=(1, 2)):
     return pd.DataFrame(rows, columns=columns).astype({"seed": "Int64", "nfe": "Int64"})
 
 
+def make_differences():
+    """One run against the other at two NFE and each at two NFE against one, of two figures."""
+    sets = [("meanflow", n, "rectified_flow", n) for n in (1, 2)]
+    sets += [(run, 2, run, 1) for run in ("meanflow", "rectified_flow")]
+    figures = (("kernel_distance", "volume", "codec", -0.0124), ("volume_ml", "brain", "none", 41.4))
+    rows = [
+        ("demo", run, nfe, other, other_nfe, 0, *figure, v, v - abs(v) / 2, v + abs(v) / 2, 16, 0.01, 0.2)
+        for run, nfe, other, other_nfe in sets for *figure, v in figures
+    ]  # fmt: skip
+    rows.append(
+        (
+            "demo",
+            "meanflow",
+            1,
+            "rectified_flow",
+            1,
+            0,
+            "frechet_distance",
+            "volume",
+            "codec",
+            *[None] * 3,
+            1,
+            *[None] * 2,
+        )
+    )
+    return pd.DataFrame(rows, columns=list(DIFFERENCE_COLUMNS))
+
+
+def make_seed_metrics(seeds, runs=("meanflow", "rectified_flow")):
+    """Figures of runs with several seeds, as far apart as their runs' numbers."""
+    random = np.random.default_rng(0)
+    figures = (("frechet_distance", "volume", "codec", 2.0), ("volume_ml", "brain", "none", 1200))
+    rows = [
+        {"release": "demo", "run": run, "seed": seed, "nfe": 1, "metric": metric, "region": region, "extractor": extractor,
+         "value": level + (level / 10) * (number + random.normal(0, 0.3))}
+        for metric, region, extractor, level in figures
+        for number, run in enumerate(runs) for seed in range(seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype({"seed": "Int64", "nfe": "Int64"})
+
+
+@pytest.fixture
+def differences():
+    return make_differences()
+
+
+@pytest.fixture
+def seed_tests(tmp_path):
+    """Write the tests of runs with some seeds and return their path."""
+
+    def write(seeds, runs=("meanflow", "rectified_flow")):
+        make_seed_metrics(seeds, runs).to_parquet(tmp_path / "of_seeds.parquet")
+        compare_seeds(tmp_path / "of_seeds.parquet", tmp_path / "seed_tests.parquet", confidence=0.95)
+        return tmp_path / "seed_tests.parquet"
+
+    return write
+
+
 @pytest.fixture
 def latent_content():
     return make_latents
@@ -183,13 +243,14 @@ def manifests(tmp_path):
 
 
 @pytest.fixture
-def evaluated(tmp_path, metrics, scans, manifests, gate, spectra_table):
+def evaluated(tmp_path, metrics, scans, manifests, gate, spectra_table, differences, seed_tests):
     """Everything a report is made of, on disk."""
     paths = SimpleNamespace(
         release_table=tmp_path / "demo.tsv", metrics=tmp_path / "metrics.parquet", scans=tmp_path / "scans.parquet",
         reconstructions=tmp_path / "reconstructions", samples={}, training={}, manifests=manifests, codec_gate=gate,
         codec_picture=tmp_path / "codec_worst.png", latents=tmp_path / "latents.json", spectra=tmp_path / "spectra.parquet",
         copies_picture=tmp_path / "copies.png",
+        differences=tmp_path / "differences.parquet", seed_tests=seed_tests(1),
         config=Config(runs={"meanflow": {}, "rectified_flow": {}}).model_dump(mode="json"),
     )  # fmt: skip
     splits = ["train", "train", "val", "test"]
@@ -197,6 +258,7 @@ def evaluated(tmp_path, metrics, scans, manifests, gate, spectra_table):
     metrics.to_parquet(paths.metrics)
     scans.to_parquet(paths.scans)
     spectra_table.to_parquet(paths.spectra)
+    differences.to_parquet(paths.differences)
     paths.latents.write_text(json.dumps(make_latents()))
     paths.codec_picture.write_bytes(b"\x89PNG of the worst scans")
     paths.copies_picture.write_bytes(b"\x89PNG of the nearest pairs")
@@ -209,6 +271,9 @@ def evaluated(tmp_path, metrics, scans, manifests, gate, spectra_table):
             folder = paths.samples[run, nfe] = tmp_path / "samples" / run / f"nfe-{nfe}"
             for i in range(5):
                 write_volume(folder / f"sub-synth{i}_T1w.nii.gz", make_brain(i + nfe), AFFINE, np.float32)
+            machine = {"device": "cpu", "name": "Fast CPU", "threads": 2, "joules": None}
+            hardware = {"network": machine, "decode": machine | {"name": "Other CPU", "joules": "RAPL"}}
+            (folder / "sample_timing.json").write_text(json.dumps({"hardware": hardware}))
         folder = paths.training[run] = tmp_path / "runs" / run
         folder.mkdir(parents=True)
         steps = np.arange(10, 101, 10)

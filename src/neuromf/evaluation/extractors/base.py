@@ -18,16 +18,22 @@ Compute = Callable[[Tensor, float], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """``compute`` turns one volume (D, H, W) in [0, 1], RAS, and its voxel size in mm into features (S, F) per region:
-    one row for the region `VOLUME`, one per slice for a plane.
+class Identity:
+    """Whose features they are: all that is needed to find them in the cache.
 
-    ``name`` stands at every figure computed with it; ``key`` hashes its weights and its rule, and so decides whether cached
-    features are still valid.
+    ``name`` stands at every figure computed with an extractor; ``key`` hashes its weights and its rule, and so decides
+    whether cached features are still valid.
     """
 
     name: str
     key: str
+
+
+@dataclass(frozen=True)
+class Extractor(Identity):
+    """``compute`` turns one volume (D, H, W) in [0, 1], RAS, and its voxel size in mm into features (S, F) per region:
+    one row for the region `VOLUME`, one per slice for a plane."""
+
     compute: Compute
 
 

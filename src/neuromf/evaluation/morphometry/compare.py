@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuromf.config import Evaluate
-from neuromf.evaluation.inference import Estimate, percentile_interval, resample_counts
+from neuromf.evaluation.inference import Bootstrap, Estimate, percentile_interval, resample_counts
 
 Array = NDArray[np.float64]
 _SMOOTHING = 0.5  # scans added to each bin of a histogram (Jeffreys' prior), so that no bin is empty
@@ -25,20 +25,23 @@ def compare_volumes(synthetic: ArrayLike, real: ArrayLike, settings: Evaluate) -
     ``synthetic`` (n,) and ``real`` (m,) are volumes of one tissue in ml; both sets' scans are resampled. Fewer than two
     of either have no value, and two constant sets no Cohen's d.
     """
+    return {name: found.estimate(settings) for name, found in bootstrap_volumes(synthetic, real, settings).items()}
+
+
+def bootstrap_volumes(synthetic: ArrayLike, real: ArrayLike, settings: Evaluate) -> dict[str, Bootstrap]:
+    """Return what `compare_volumes` does with the resamples, which those of as many other synthetic scans share."""
     x, y = np.asarray(synthetic, dtype=np.float64), np.asarray(real, dtype=np.float64)
     n = len(x)
     if min(n, len(y)) < 2:
-        return dict.fromkeys(_COMPARISONS, Estimate(None, None, None, n))
+        return dict.fromkeys(_COMPARISONS, Bootstrap(None, None, n))
     values = _compare(x, y, np.ones((1, n)), np.ones((1, len(y))))
     draws = _compare(x, y, resample_counts(n, settings, 0), resample_counts(len(y), settings, 1))
-    estimates = {}
+    found = {}
     for name, distance in _COMPARISONS.items():
         value = float(values[name][0])
-        if np.isfinite(value):
-            estimates[name] = percentile_interval(value, draws[name], n, settings, distance=distance)
-        else:
-            estimates[name] = Estimate(None, None, None, n)
-    return estimates
+        known = np.isfinite(value)
+        found[name] = Bootstrap(value if known else None, draws[name] if known else None, n, distance)
+    return found
 
 
 # name: cannot be negative

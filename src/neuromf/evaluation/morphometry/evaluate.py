@@ -112,20 +112,21 @@ def evaluate_sample_regions(
     write_parts(part, [figures], _provenance(segmenters, settings) | {"samples": len(files)})
 
 
-def add_folder_regions(
-    floor: Part, figures: Part, real: RegionSet, synthetic: RegionSet, nearest: ArrayLike, settings: Evaluate
-) -> None:
-    """Add the regional figures of two folders: ``floor`` takes a random half of the real scans against the other.
+def add_folder_regions(part: Part, scans: RegionSet, real: RegionSet, nearest: ArrayLike, settings: Evaluate) -> None:
+    """Add the regional figures of one of two folders; for the real one itself, the floor, a random half of it is compared
+    with the other.
 
     Args:
-        nearest: (N,) for each synthetic scan the row of the nearest real one.
+        nearest: (N,) for each scan the row of the nearest (other) real one; empty where there is none.
     """
-    add_regions(floor, real, settings)
-    add_regions(figures, synthetic, settings)
-    halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(real.ids)), 2)
-    add_region_comparison(floor, real.of_scans(halves[0]), real.of_scans(halves[1]), settings)
-    add_region_comparison(figures, synthetic, real, settings)
-    add_nearest_regions(figures, synthetic, real, nearest, settings)
+    add_regions(part, scans, settings)
+    if scans is real:
+        halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(real.ids)), 2)
+        add_region_comparison(part, real.of_scans(halves[0]), real.of_scans(halves[1]), settings)
+    else:
+        add_region_comparison(part, scans, real, settings)
+    if len(np.asarray(nearest)):
+        add_nearest_regions(part, scans, real, nearest, settings)
 
 
 def drawn_scans(real: Mapping[str, Mapping[str, Path]], settings: Evaluate) -> dict[str, Path]:

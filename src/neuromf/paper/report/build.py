@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from neuromf.paper import codec, figures, latents, mosaics, regions, spectrum, style, tables
+from neuromf.paper import codec, figures, latents, mosaics, regions, runs, spectrum, style, tables
 from neuromf.paper.report.quality import Quality, read_quality
 from neuromf.paper.report.summary import key_figures, sentences
 from neuromf.tables import SPLITS, atomic_path, file_sha256, read_release, write_text
@@ -35,7 +35,7 @@ PACKAGES = ("neuromf", "torch", "monai", "lightning", "antspyx", "SimpleITK", "n
 
 @dataclass(frozen=True)
 class SampleSet:
-    """A folder of generated volumes (sub-*.nii.gz)."""
+    """A folder of generated volumes (sub-*.nii.gz) and sample_timing.json."""
 
     run: str
     seed: int
@@ -67,6 +67,8 @@ class ReportInputs:
     latents: Path  # latents.json
     spectra: Path  # spectra.parquet
     copies_picture: Path  # of the most suspect volumes, png
+    differences: Path  # differences.parquet
+    seed_tests: Path  # seed_tests.parquet
     samples: Sequence[SampleSet]
     training: Sequence[TrainingRun]
     config: Mapping[str, Any]  # resolved
@@ -127,7 +129,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         **_latents(inputs.latents),
         "training": _training(inputs.training),
         "progress": [picture for run in inputs.training for picture in _progress(run)],
-        "metric_table": tables.metric_table(metrics),
+        "metric_table": tables.measured(tables.metric_table(metrics)),
         "metric_figures": _metric_figures(metrics),
         "spectrum_figure": _spectrum(pd.read_parquet(inputs.spectra), inputs.config["evaluate"]["spectrum_k0"]),
         "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS, real="real scans"),
@@ -141,7 +143,9 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
             )
         },
         "copies_picture": _copies_picture(inputs.copies_picture),
+        **_runs_compared(inputs),
         "timings": _timings(metrics),
+        "hardware": _hardware(inputs.samples),
         "models": [_model(run) for run in inputs.training],
         "provenance": _provenance(inputs),
         "config": yaml.safe_dump(dict(inputs.config), sort_keys=False, allow_unicode=True),
@@ -368,10 +372,42 @@ def _volume_figures(scans: pd.DataFrame, main: SampleSet) -> list[Picture]:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _timings(metrics: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = metrics[(metrics["metric"] == "seconds_per_volume") & metrics["value"].notna()]
-    wide = rows.pivot_table(index=["run", "seed", "nfe"], columns="region", values="value", sort=False).reset_index()
-    return [{str(key): value for key, value in row.items()} for row in wide.to_dict("records")]
+def _runs_compared(inputs: ReportInputs) -> dict[str, Any]:
+    """Return the tables of differences between runs and of seeds; that of tests is empty where seeds allow none."""
+    tests = pd.read_parquet(inputs.seed_tests)
+    return {
+        "difference_table": runs.difference_table(pd.read_parquet(inputs.differences)),
+        "seeds": runs.most_seeds(tests),
+        "seed_table": runs.seed_table(tests),
+        "seed_test_table": runs.seed_test_table(tests),
+    }
+
+
+def _timings(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return seconds and, where they were told, joules per volume of each stage with intervals."""
+    columns = [
+        tables.Column(metric, stage, f"{title}, {unit}", digits)
+        for metric, unit, digits in (("seconds_per_volume", "s", 3), ("joules_per_volume", "J", 1))
+        for stage, title in (("network", "Network"), ("decode", "Decoder"), ("total", "Total"))
+    ]
+    return tables.measured(tables.metric_table(metrics, columns))
+
+
+def _hardware(samples: Sequence[SampleSet]) -> list[str]:
+    """Return which hardware each stage ran on, in words, and for which samples where they differ."""
+    found: dict[str, list[str]] = {}
+    for one in samples:
+        about = json.loads((one.folder / "sample_timing.json").read_text(encoding="utf-8")).get("hardware", {})
+        for stage in ("network", "decode"):
+            machine = about.get(stage) or {"name": "unknown hardware", "threads": None, "joules": None}
+            threads = f", threads: {machine['threads']}" if machine["threads"] else ""
+            counter = f"joules by {machine['joules']}" if machine.get("joules") else "no joules told"
+            label = "Network" if stage == "network" else "Decoder"
+            found.setdefault(f"{label}: {machine['name']}{threads}, {counter}", []).append(
+                f"{style.run_label(one.run)}, seed {one.seed}, {one.nfe} NFE"
+            )
+    few = len(found) > 2
+    return [text + (f" ({'; '.join(sets)})" if few else "") for text, sets in sorted(found.items(), reverse=True)]
 
 
 def _model(run: TrainingRun) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from neuromf import meshnet
-from neuromf.evaluation.coverage import coverage_estimates
+from neuromf.evaluation.coverage import coverage_bootstraps
 from neuromf.evaluation.extractors import slices
 from neuromf.evaluation.extractors.published import WEIGHTS, ExtractorError, require_weights
 from neuromf.evaluation.extractors.radimagenet import RadImageNet
@@ -134,7 +134,7 @@ def test_kid_and_precision_equal_torch_fidelitys_on_the_same_slices(
     x, y = (one_row_each(extractor.compute(v, 4.0)["axial"].numpy()) for v in sets)
     kid = kernel_distance(x.values, y.values)
     assert kid == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4, abs=1e-9)
-    found = coverage_estimates(x, y, settings)
+    found = coverage_bootstraps(x, y, settings)
     assert found["precision"].value == pytest.approx(expected["precision"])
     assert found["recall"].value == pytest.approx(expected["recall"])
 

@@ -1,6 +1,9 @@
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from neuromf.paper.report.build import ReportInputs, SampleSet, TrainingRun, build_report
@@ -43,6 +46,8 @@ def inputs(evaluated):
         latents=evaluated.latents,
         spectra=evaluated.spectra,
         copies_picture=evaluated.copies_picture,
+        differences=evaluated.differences,
+        seed_tests=evaluated.seed_tests,
         samples=[SampleSet(run, 0, nfe, folder) for (run, nfe), folder in reversed(evaluated.samples.items())],
         training=[TrainingRun(run, 0, folder) for run, folder in evaluated.training.items()],
         config=evaluated.config,
@@ -70,7 +75,9 @@ def test_the_page_is_whole_self_contained_escaped_and_repeatable(inputs, tmp_pat
                  "that no model was trained on", "generated with one network evaluation", "misses a threshold",
                  "LPIPS was not measured", "above 25 % of the grid",
                  "Relatively closer than 95 % of it", "most look like copies", "20 training latents",
-                 "19 dimensions"):  # fmt: skip
+                 "19 dimensions", "Network: Fast CPU, threads: 2, no joules told",
+                 "Decoder: Other CPU, threads: 2, joules by RAPL", "meanflow, 2 NFE", "-12.4",
+                 "trained with one seed"):  # fmt: skip
         assert part in text
     assert "than 99 % of the null (%)" not in text  # 19 scans cannot tell
     assert text.count("One-step samples at update") == 2 * 3, "of four pictures the first, the last and one between"
@@ -82,9 +89,25 @@ def test_the_page_is_whole_self_contained_escaped_and_repeatable(inputs, tmp_pat
     assert build(inputs, tmp_path)["page"].read_text(encoding="utf-8") == text
 
 
-def test_a_report_without_samples_or_reconstructions_is_refused(inputs, tmp_path):
-    from dataclasses import replace
+def test_seeds_are_shown_with_their_tests_and_hardware_with_its_samples(inputs, seed_tests, evaluated, tmp_path):
+    seed_tests(3)
+    machine = {"device": "cuda", "name": "Big GPU", "threads": None, "joules": "NVML"}
+    timing = evaluated.samples["meanflow", 1] / "sample_timing.json"
+    timing.write_text(json.dumps({"hardware": {"network": machine, "decode": machine}}))
+    (evaluated.samples["meanflow", 2] / "sample_timing.json").write_text("{}")
+    first = [one for one in inputs.samples if one.run == "meanflow"]
+    one = replace(inputs, differences=tmp_path / "none.parquet", samples=first, training=[])
+    pd.read_parquet(inputs.differences).iloc[:0].to_parquet(one.differences)
+    text = build(one, tmp_path)["page"].read_text(encoding="utf-8")
+    for part in ("trained with one seed", "-12.4"):
+        assert part not in text
+    for part in ("nothing to compare it with", "Mean ± SD", "Welch",
+                 "Network: Big GPU, joules by NVML (meanflow, seed 0, 1 NFE)",
+                 "Network: unknown hardware, no joules told (meanflow, seed 0, 2 NFE)"):  # fmt: skip
+        assert part in text
 
+
+def test_a_report_without_samples_or_reconstructions_is_refused(inputs, tmp_path):
     with pytest.raises(ValueError, match="at least one folder of samples"):
         build(replace(inputs, samples=[]), tmp_path)
     with pytest.raises(ValueError, match="evaluate the release's real scans first"):
