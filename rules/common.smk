@@ -138,15 +138,20 @@ def weights_folder():
     return CONFIG.weights_dir or os.environ.get("NEUROMF_WEIGHTS", "")
 
 
+def code(script, function):
+    """Hash of what a rule computes with: its script's statements and the function behind it."""
+    return code_hash(function, PROJECT / f"workflow_scripts/{script}.py")
+
+
 CODE = {
-    "phantom": code_hash("neuromf.cohort.phantom:make_heads"),
-    "skull_strip": code_hash("neuromf.preprocess.skull_strip:skull_strip_shard"),
-    "bias_correct": code_hash("neuromf.preprocess.bias_field:bias_correct_shard"),
-    "conform": code_hash("neuromf.preprocess.conform:conform_shard"),
-    "train_codec": code_hash("neuromf.codec.train:train_codec"),
-    "encode": code_hash("neuromf.latents.encode:encode_shard"),
-    "statistics": code_hash("neuromf.latents.statistics:compute_statistics"),
-    "train": code_hash("neuromf.training.run:train_run"),
+    "phantom": code("phantom", "neuromf.cohort.phantom:make_heads"),
+    "skull_strip": code("skull_strip", "neuromf.preprocess.skull_strip:skull_strip_shard"),
+    "bias_correct": code("bias_correct", "neuromf.preprocess.bias_field:bias_correct_shard"),
+    "conform": code("conform", "neuromf.preprocess.conform:conform_shard"),
+    "train_codec": code("train_codec", "neuromf.codec.train:train_codec"),
+    "encode": code("encode", "neuromf.latents.encode:encode_shard"),
+    "statistics": code("latent_statistics", "neuromf.latents.statistics:compute_statistics"),
+    "train": code("train", "neuromf.training.run:train_run"),
 }
 PREPROCESSED_BY = tables.content_hash(
     [

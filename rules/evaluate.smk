@@ -40,7 +40,7 @@ rule evaluate_reference:
         settings=EVALUATION_SETTINGS,
         codec=CODEC_SETTINGS,
         upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.evaluation.evaluate:evaluate_reference"),
+        code=code("evaluate_reference", "neuromf.evaluation.evaluate:evaluate_reference"),
     script:
         "../workflow_scripts/evaluate_reference.py"
 
@@ -69,7 +69,7 @@ rule evaluate_samples:
         release=RELEASE_TABLE,
         settings=EVALUATION_SETTINGS,
         codec=CODEC_SETTINGS,
-        code=code_hash("neuromf.evaluation.evaluate:evaluate_samples"),
+        code=code("evaluate_samples", "neuromf.evaluation.evaluate:evaluate_samples"),
     script:
         "../workflow_scripts/evaluate_samples.py"
 
@@ -100,7 +100,7 @@ rule evaluate_noise:
         seed=CONFIG.sample.seed,
         shape=CONFIG.preprocess.conform.shape,
         codec=CODEC_SETTINGS,
-        code=code_hash("neuromf.evaluation.evaluate:evaluate_noise"),
+        code=code("evaluate_noise", "neuromf.evaluation.evaluate:evaluate_noise"),
     script:
         "../workflow_scripts/evaluate_noise.py"
 
@@ -128,7 +128,7 @@ rule morphometry_reference:
         release=RELEASE_TABLE,
         settings=MORPHOMETRY_SETTINGS,
         upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.evaluation.morphometry.evaluate:evaluate_real_regions"),
+        code=code("morphometry_reference", "neuromf.evaluation.morphometry.evaluate:evaluate_real_regions"),
     script:
         "../workflow_scripts/morphometry_reference.py"
 
@@ -159,7 +159,7 @@ rule morphometry_samples:
         release=RELEASE_TABLE,
         settings=MORPHOMETRY_SETTINGS,
         upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.evaluation.morphometry.evaluate:evaluate_sample_regions"),
+        code=code("morphometry_samples", "neuromf.evaluation.morphometry.evaluate:evaluate_sample_regions"),
     script:
         "../workflow_scripts/morphometry_samples.py"
 
@@ -185,7 +185,7 @@ rule metrics:
     resources:
         **CPU_JOB,
     params:
-        code=code_hash("neuromf.evaluation.evaluate:merge_metrics"),
+        code=code("metrics", "neuromf.evaluation.evaluate:merge_metrics"),
     script:
         "../workflow_scripts/metrics.py"
 
@@ -204,7 +204,7 @@ rule spectra:
     resources:
         **CPU_JOB,
     params:
-        code=code_hash("neuromf.evaluation.spectrum:merge_spectra"),
+        code=code("spectra", "neuromf.evaluation.spectrum:merge_spectra"),
     script:
         "../workflow_scripts/spectra.py"
 
@@ -227,7 +227,7 @@ rule differences:
         cache=f"{EVALUATION}/cache",
     params:
         settings=INTERVALS,
-        code=code_hash("neuromf.evaluation.differences:compare_sample_sets"),
+        code=code("differences", "neuromf.evaluation.differences:compare_sample_sets"),
     script:
         "../workflow_scripts/differences.py"
 
@@ -247,6 +247,6 @@ rule seed_tests:
         **CPU_JOB,
     params:
         confidence=CONFIG.evaluate.confidence,
-        code=code_hash("neuromf.evaluation.seeds:compare_seeds"),
+        code=code("seed_tests", "neuromf.evaluation.seeds:compare_seeds"),
     script:
         "../workflow_scripts/seed_tests.py"

@@ -24,7 +24,7 @@ rule torus_experiment:
     params:
         updates=5000,
         seed=0,
-        code=code_hash("neuromf.training.toy:torus_experiment"),
+        code=code("torus_experiment", "neuromf.training.toy:torus_experiment"),
     script:
         "../workflow_scripts/torus_experiment.py"
 
@@ -49,6 +49,6 @@ rule torus_figure:
     resources:
         **CPU_JOB,
     params:
-        code=code_hash("neuromf.paper.torus:draw_torus"),
+        code=code("torus_figure", "neuromf.paper.torus:draw_torus"),
     script:
         "../workflow_scripts/torus_figure.py"

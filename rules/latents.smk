@@ -102,7 +102,7 @@ rule latent_distribution:
         release=RELEASE_TABLE,
         settings=INTERVALS,
         upstream=ENCODED_BY,
-        code=code_hash("neuromf.evaluation.latents:describe_latents"),
+        code=code("latent_distribution", "neuromf.evaluation.latents:describe_latents"),
     script:
         "../workflow_scripts/latent_distribution.py"
 
@@ -132,7 +132,7 @@ rule validate_codec:
         codec=CODEC_SETTINGS,
         lpips=perceptual_identity(weights_folder() or None),
         upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.codec.validate:validate_codec"),
+        code=code("validate_codec", "neuromf.codec.validate:validate_codec"),
     script:
         "../workflow_scripts/validate_codec.py"
 
@@ -157,6 +157,6 @@ rule codec_gate:
     params:
         gate=CONFIG.codec_gate.model_dump(mode="json"),
         settings=INTERVALS,
-        code=code_hash("neuromf.evaluation.codec_gate:check_codec"),
+        code=code("codec_gate", "neuromf.evaluation.codec_gate:check_codec"),
     script:
         "../workflow_scripts/codec_gate.py"

@@ -20,7 +20,7 @@ rule codec_picture:
     resources:
         **CPU_JOB,
     params:
-        code=code_hash("neuromf.paper.codec:draw_worst"),
+        code=code("codec_picture", "neuromf.paper.codec:draw_worst"),
     script:
         "../workflow_scripts/codec_picture.py"
 
@@ -43,7 +43,7 @@ rule latent_picture:
     resources:
         **CPU_JOB,
     params:
-        code=code_hash("neuromf.paper.latents:draw_latents"),
+        code=code("latent_picture", "neuromf.paper.latents:draw_latents"),
     script:
         "../workflow_scripts/latent_picture.py"
 
@@ -67,7 +67,7 @@ rule spectrum_picture:
         **CPU_JOB,
     params:
         k0=CONFIG.evaluate.spectrum_k0,
-        code=code_hash("neuromf.paper.spectrum:draw_spectra"),
+        code=code("spectrum_picture", "neuromf.paper.spectrum:draw_spectra"),
     script:
         "../workflow_scripts/spectrum_picture.py"
 
@@ -90,7 +90,7 @@ rule regions_picture:
     resources:
         **CPU_JOB,
     params:
-        code=code_hash("neuromf.paper.regions:draw_regions"),
+        code=code("regions_picture", "neuromf.paper.regions:draw_regions"),
     script:
         "../workflow_scripts/regions_picture.py"
 
@@ -122,7 +122,7 @@ rule copies_picture:
         release=RELEASE_TABLE,
         sample_sets=sample_sets(),
         upstream=PREPROCESSED_BY,
-        code=code_hash("neuromf.paper.copies:draw_copies"),
+        code=code("copies_picture", "neuromf.paper.copies:draw_copies"),
     script:
         "../workflow_scripts/copies_picture.py"
 
@@ -146,7 +146,7 @@ rule run_tables:
     resources:
         **CPU_JOB,
     params:
-        code=code_hash("neuromf.paper.runs:write_run_tables"),
+        code=code("run_tables", "neuromf.paper.runs:write_run_tables"),
     script:
         "../workflow_scripts/run_tables.py"
 
@@ -171,7 +171,6 @@ rule report:
             for name in ("participants.tsv", "sample_timing.json")
         ],
         models=[f"{RELEASE_FOLDER}/runs/{run}/seed-{seed}/model.json" for run, seed in trained_models()],
-        template=PROJECT / "src/neuromf/paper/report/report.html",
     output:
         page=report(
             f"{RELEASE_FOLDER}/report/index.html",
@@ -197,6 +196,7 @@ rule report:
         cohorts=list(COHORTS),
         sample_sets=sample_sets(),
         trained_models=trained_models(),
-        code=code_hash("neuromf.paper.report.build:build_report"),
+        template=tables.file_sha256(PROJECT / "src/neuromf/paper/report/report.html"),
+        code=code("report", "neuromf.paper.report.build:build_report"),
     script:
         "../workflow_scripts/report.py"

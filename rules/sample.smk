@@ -23,7 +23,7 @@ rule sample:
     params:
         n=CONFIG.sample.n,
         seed=CONFIG.sample.seed,
-        code=code_hash("neuromf.generation.generate:sample_latents"),
+        code=code("sample", "neuromf.generation.generate:sample_latents"),
     script:
         "../workflow_scripts/sample.py"
 
@@ -53,6 +53,6 @@ rule decode:
         upstream=ENCODED_BY,
         release=RELEASE_TABLE,
         codec=CODEC_SETTINGS,
-        code=code_hash("neuromf.generation.generate:decode_latents"),
+        code=code("decode", "neuromf.generation.generate:decode_latents"),
     script:
         "../workflow_scripts/decode.py"

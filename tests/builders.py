@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,38 +20,59 @@ from nilearn.image import resample_img
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SCANS = 12
+RUNS = {
+    "meanflow": {"sample": {"nfe": [1, 2]}},
+    "rectified_flow": {"flow": {"variant": "rectified_flow"}, "sample": {"nfe": [1]}},
+}
+REDONE = "redone_after_a_kill.json"
+BROKEN = ("truncated", "fourdim", "zero", "nan", "tiny", "text", "folder")
+
+
+WORKFLOW = ("Snakefile", "rules", "workflow_scripts", "profiles", "envs", "config", "src", "pyproject.toml")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A user's folder: their scans, tables and configuration; the workflow runs in it from the repository's Snakefile."""
+    """A user's folder: their scans, tables and configuration; the workflow runs in it from a repository's Snakefile."""
 
     folder: Path
+    repository: Path = REPOSITORY
+
+    def copy(self, folder: Path) -> Project:
+        """Return a copy in another folder, scans and times of files included."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        for sidecar in (folder / "config" / "cohorts").glob("*.json"):
+            sidecar.write_text(sidecar.read_text().replace(str(self.folder), str(folder)))
+        return Project(folder, self.repository)
+
+    def with_checkout(self, folder: Path) -> Project:
+        """Return the same project with a checkout of the repository of its own, whose files are all new."""
+        for name in WORKFLOW:
+            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copyfile
+            copy(REPOSITORY / name, folder / name)
+        for path in folder.rglob("*"):
+            path.touch()
+        return Project(self.folder, folder)
 
     def neuromf(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self._run([str(BIN / "neuromf"), *arguments])
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        snakefile = str(REPOSITORY / "Snakefile")
-        done = self._run(
-            [str(BIN / "snakemake"), "--snakefile", snakefile, "--directory", str(self.folder), *arguments]
-        )
+        done = self._run([*self._command(), *arguments])
         if check:
             assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
         return done
 
     def snakemake_killed(self, when: str, *, with_jobs: bool = False, timeout: float = 600) -> None:
         """Start the workflow and SIGKILL it as soon as a file of a glob pattern exists, its jobs too if asked."""
-        command = [
-            str(BIN / "snakemake"),
-            "--snakefile",
-            str(REPOSITORY / "Snakefile"),
-            "--directory",
-            str(self.folder),
-        ]
         with (self.folder / "killed.log").open("w") as log:
             process = subprocess.Popen(
-                command, cwd=self.folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+                self._command(),
+                cwd=self.folder,
+                env=self._environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
             deadline = time.monotonic() + timeout
             while not any(self.folder.glob(when)):
@@ -73,12 +95,22 @@ class Project:
         (self.folder / "config").mkdir(exist_ok=True)
         (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(settings))
 
+    def _command(self) -> list[str]:
+        return [
+            str(BIN / "snakemake"), "--snakefile", str(self.repository / "Snakefile"), "--directory", str(self.folder)
+        ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.repository / "src"),
+        }
+
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=self.folder, env=environment(), capture_output=True, text=True, check=False)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        return subprocess.run(
+            command, cwd=self.folder, env=self._environment(), capture_output=True, text=True, check=False
+        )
 
 
 def small_brain(index: int) -> nib.Nifti1Image:

@@ -115,5 +115,8 @@ def _mean(values: NDArray, rows: Rows, lost: Array, settings: Evaluate, n: int, 
         return Bootstrap(value, None, n)
     w, v = resample_counts(len(rows), settings, stream), resample_counts(len(lost), settings, 1 - stream)
     draws = (w @ sums) / (w @ rows.counts) + (v - 1) @ lost
-    most = 1.0 if values.dtype == bool else np.inf
-    return Bootstrap(value, draws.clip(0, most), n)
+    if values.dtype != bool:
+        return Bootstrap(value, draws.clip(0), n)
+    draws = draws.clip(0, 1)
+    binomial = (rows.counts == 1).all() or np.ptp(draws) == 0
+    return Bootstrap(value, draws, n, share_of=len(rows) if binomial else None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from neuromf.config import Evaluate
 
@@ -29,19 +29,25 @@ class Bootstrap:
     """A figure and its values in the bootstrap resamples, (B,); no value or no draws where too few scans allow none.
 
     Two figures over the same scans in the same order have the same resamples, so their draws can be subtracted one by one.
-    ``distance`` is what `percentile_interval` says.
+    ``distance`` is what `percentile_interval` says. ``share_of`` is the number of scans that a figure is a share of: its
+    interval is no narrower than Wilson's, since resamples of a share of 0 or 1 are all alike.
     """
 
     value: float | None
     draws: Array | None
     n: int
     distance: bool = False
+    share_of: int | None = None
 
     def estimate(self, settings: Evaluate) -> Estimate:
         """Return the figure with its percentile interval."""
         if self.value is None or self.draws is None:
             return Estimate(self.value, None, None, self.n)
-        return percentile_interval(self.value, self.draws, self.n, settings, distance=self.distance)
+        found = percentile_interval(self.value, self.draws, self.n, settings, distance=self.distance)
+        if self.share_of is None or found.low is None or found.high is None:
+            return found
+        low, high = wilson_interval(self.value, self.share_of, settings)
+        return Estimate(self.value, min(low, found.low), max(high, found.high), self.n)
 
 
 def resample_counts(n: int, settings: Evaluate, stream: int = 0) -> Array:
@@ -54,8 +60,10 @@ def resample_counts(n: int, settings: Evaluate, stream: int = 0) -> Array:
 
 
 def percentile_interval(value: float, draws: Array, n: int, settings: Evaluate, *, distance: bool = False) -> Estimate:
-    """Return ``value`` with the bootstrap percentile interval of ``draws``.
+    """Return ``value`` with the bootstrap percentile interval of ``draws``, expanded for small ``n``.
 
+    The percentiles lie as far out as Student's t with n − 1 degrees of freedom and the resamples' missing n / (n − 1)
+    ask for, which plain percentiles of few scans do not (the expanded percentile interval; Hesterberg 2015, Am Stat 69:371).
     ``distance`` is for figures that cannot be negative and are biased upwards by few distinct scans, such as a Fréchet
     distance: resampling adds that bias a second time, so the draws are shifted to have ``value`` as their mean, and the
     interval is cut at zero.
@@ -63,7 +71,10 @@ def percentile_interval(value: float, draws: Array, n: int, settings: Evaluate, 
     draws = draws[np.isfinite(draws)]
     if draws.size == 0:
         return Estimate(value, None, None, n)
-    tail = 100 * (1 - settings.confidence) / 2
+    tail = (1 - settings.confidence) / 2
+    if n > 1:
+        tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1))
+    tail *= 100
     low, high = (float(q) for q in np.percentile(draws, [tail, 100 - tail]))
     if distance:
         shift = value - float(draws.mean())
@@ -110,7 +121,12 @@ def share_estimate(flags: ArrayLike, settings: Evaluate) -> Estimate:
     if n == 0:
         return Estimate(None, None, None, 0)
     share = float(data.mean())
-    z = NormalDist().inv_cdf((1 + settings.confidence) / 2)
+    return Estimate(share, *wilson_interval(share, n, settings), n)
+
+
+def wilson_interval(share: float, n: int, settings: Evaluate) -> tuple[float, float]:
+    """Return Wilson's score interval of a share of ``n`` scans."""
+    z = float(stats.norm.ppf((1 + settings.confidence) / 2))
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -160,11 +160,11 @@ def test_pairing_narrows_the_interval_of_samples_that_belong_together():
 
 def test_draws_of_a_biased_distance_are_centred_on_the_difference_and_not_cut_at_zero():
     draws = np.random.default_rng(0).normal(size=4000)
-    x, y = Bootstrap(1.0, 5 + draws, 10, distance=True), Bootstrap(2.5, 2 + 0 * draws, 10, distance=True)
+    x, y = Bootstrap(1.0, 5 + draws, 9999, distance=True), Bootstrap(2.5, 2 + 0 * draws, 9999, distance=True)
     estimate, p = paired_difference(x, y, FEW)
     assert estimate.value == -1.5 and (estimate.low, estimate.high) == pytest.approx((-3.46, 0.46), abs=0.12)
     assert p == pytest.approx(2 * 0.0668, abs=0.02)  # twice the normal tail beyond 1.5
-    plain, _ = paired_difference(Bootstrap(1.0, 5 + draws, 10), Bootstrap(2.5, 2 + 0 * draws, 10), FEW)
+    plain, _ = paired_difference(Bootstrap(1.0, 5 + draws, 9999), Bootstrap(2.5, 2 + 0 * draws, 9999), FEW)
     assert plain.low > 0.9, "an unbiased figure's draws stay where they are"
 
 
