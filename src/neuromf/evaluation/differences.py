@@ -35,7 +35,13 @@ Figure = tuple[str, str, str]  # metric, region, extractor
 _COMPARED = ("run", "nfe", "other_run", "other_nfe", "seed")
 SCAN_FIGURES: dict[str, Figure] = {  # column of the table of scans: the figure whose mean over scans it is
     "nearest_correlation": ("nearest_training_correlation", "brain", "pixels"),
+    "nearest_relative": ("nearest_training_relative", "brain", "pixels"),
     "nearest_distance_codec": ("nearest_training_distance", "brain", "codec"),
+    "nearest_relative_codec": ("nearest_training_relative", "brain", "codec"),
+    "other_correlation": ("nearest_other_correlation", "brain", "pixels"),
+    "other_relative": ("nearest_other_relative", "brain", "pixels"),
+    "other_distance_codec": ("nearest_other_distance", "brain", "codec"),
+    "other_relative_codec": ("nearest_other_relative", "brain", "codec"),
     "high_frequency_ratio": ("high_frequency_ratio", "volume", NO_EXTRACTOR),
 }
 
