@@ -9,6 +9,7 @@ from neuromf import tables
 from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.lock import remove_stale_locks
 from neuromf.provenance import code_hash
+from neuromf.shards import forget_lost_files
 
 PROJECT = Path(workflow.basedir)
 CONFIG = configuration.load(config, PROJECT / "config" / "presets")
@@ -37,8 +38,7 @@ wildcard_constraints:
     nfe=r"\d+",
 
 
-if workflow.is_main_process:
-    remove_stale_locks(Path(".snakemake"))
+ALONE = workflow.is_main_process and remove_stale_locks(Path(".snakemake"))
 
 
 # --- cohorts and shards ---------------------------------------------------------------------------------------------
@@ -93,6 +93,11 @@ def raw_heads(wildcards):
     if COHORTS[wildcards.cohort].source != "phantom":
         return []
     return f"results/cohorts/{wildcards.cohort}/raw/manifests/shard-{wildcards.shard}.tsv"
+
+
+if ALONE:
+    for lost in forget_lost_files(Path(p) for cohort in COHORTS for stage in STAGES for p in manifests(cohort, stage)):
+        logger.warning(f"{lost} is gone or of another size than its manifest says; its shard makes it again")
 
 
 # --- releases -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     Future,
     ProcessPoolExecutor,
@@ -35,6 +35,7 @@ from neuromf.tables import (
     content_hash,
     file_sha256,
     read_manifest,
+    read_tsv,
     write_manifest,
     write_text,
 )
@@ -117,6 +118,24 @@ def run_shard(
     return rows
 
 
+def forget_lost_files(manifests: Iterable[Path]) -> list[Path]:
+    """Remove the manifests that name files which are gone or of another size, so that their shards' jobs run again.
+
+    Those jobs make the lost files alone: what their journal knows to be intact is not made again. A look at names and sizes
+    only, some 10 µs a file; a flipped bit is found where the file is read.
+
+    Returns:
+        The lost files.
+    """
+    lost = []
+    for manifest in manifests:
+        gone = [path for path, size in _claimed(manifest) if not path.is_file() or path.stat().st_size != size]
+        if gone:
+            manifest.unlink()
+            lost += gone
+    return lost
+
+
 def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> tuple[ManifestRow, ...]:
     """Return the failed scans of a cohort; stop when they are more than a share of it.
 
@@ -135,6 +154,14 @@ def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> tup
             f"\n{lines}\nRepair the scans, or raise max_failed_fraction to go on without them"
         )
     return failed
+
+
+def _claimed(manifest: Path) -> set[tuple[Path, int]]:
+    """Return the files that a manifest says are there, with their sizes."""
+    if not manifest.is_file():
+        return set()
+    rows = read_tsv(manifest, ("status", "file", "bytes"))
+    return {(manifest.parent / (row["file"] or ""), int(row["bytes"] or 0)) for row in rows if row["status"] == "ok"}
 
 
 # --- what is done already -------------------------------------------------------------------------------------------

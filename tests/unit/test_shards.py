@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from neuromf.shards import ShardError, Task, check_failures, run_shard
+from neuromf.shards import ShardError, Task, check_failures, forget_lost_files, run_shard
 from neuromf.tables import ManifestRow, read_manifest, write_manifest
 
 # Work must be importable in a spawned process, as that of the stages is.
@@ -144,6 +144,19 @@ def test_what_is_unchanged_and_intact_is_skipped(tmp_path: Path, shard: Shard) -
     assert shard(todo, settings={"a": 2}, code="v2")[0] == ["a", "b", "c"]
     todo = tasks(tmp_path, contents, factor=3)
     assert shard(todo, settings={"a": 2}, code="v2")[0] == ["a", "b", "c"]
+
+
+def test_manifests_that_claim_lost_or_cut_files_are_forgotten(tmp_path: Path, shard: Shard) -> None:
+    todo = tasks(tmp_path, {"a": "1", "b": "22", "bad": "-1"})
+    shard(todo)
+    nowhere = shard.manifest.with_name("no-such-shard.tsv")
+    assert forget_lost_files([shard.manifest, nowhere]) == [] and shard.manifest.is_file()
+    (tmp_path / "out" / "b.txt").write_text("4")  # cut
+    assert [path.name for path in forget_lost_files([shard.manifest])] == ["b.txt"]
+    assert not shard.manifest.exists()
+    assert shard(todo)[0] == ["b", "bad"]
+    (tmp_path / "out" / "a.txt").unlink()
+    assert [path.name for path in forget_lost_files([shard.manifest])] == ["a.txt"]
 
 
 def test_failed_scans_are_tried_again_and_leave_no_stale_output(tmp_path: Path, shard: Shard) -> None:
