@@ -45,6 +45,7 @@ from neuromf.evaluation.scans import (
     write_reference,
 )
 from neuromf.evaluation.spectrum import add_spectrum
+from neuromf.provenance import code_hash
 from neuromf.tables import SPLITS, content_hash, write_text
 from neuromf.volume import write_volume
 
@@ -130,9 +131,8 @@ def evaluate_reference(
     add_fidelity({"vae": fidelity, "linear": linear}, codec_validation, settings)
 
     write_reference(reference, scans)
-    provenance = _provenance(extractors, codec, settings)
-    provenance["real_scans"] = {split: len(scans.splits[split]) for split in SPLITS}
-    provenance["real_sha256"] = content_hash({split: scans.splits[split].ids for split in SPLITS})
+    provenance = _provenance("evaluate_reference", extractors, codec, settings)
+    provenance["inputs"] = {split: _list_of(scans.splits[split]) for split in SPLITS}
     write_parts(part, [floor, fidelity, linear], provenance)
 
 
@@ -174,8 +174,9 @@ def evaluate_samples(
     add_diversity(figures, list(files.values()), settings)
     timing = samples / "sample_timing.json"
     add_costs(figures, timing, settings)
-    about = {"samples": len(generated), "hardware": json.loads(timing.read_text(encoding="utf-8")).get("hardware", {})}
-    write_parts(part, [figures], _provenance(extractors, codec, settings) | about)
+    hardware = json.loads(timing.read_text(encoding="utf-8")).get("hardware", {})
+    about = {"inputs": {"samples": _list_of(generated)}, "hardware": hardware}
+    write_parts(part, [figures], _provenance("evaluate_samples", extractors, codec, settings) | about)
 
 
 def evaluate_noise(
@@ -216,9 +217,10 @@ def evaluate_noise(
                 f"latents of {latent_shape} decode to {volume.shape}, the scans have {scans.grid.shape}"
             )
         described.append(describe(f"noise{index:05d}", volume, array_sha256(volume), extractors, cache, scans.grid))
-    figures = Part(release, "noise")
-    add_sample_figures(figures, join(described), scans, extractors, cache, settings)
-    write_parts(part, [figures], _provenance(extractors, codec, settings) | {"samples": n})
+    figures, noises = Part(release, "noise"), join(described)
+    add_sample_figures(figures, noises, scans, extractors, cache, settings)
+    about = {"inputs": {"noise": _list_of(noises)}}
+    write_parts(part, [figures], _provenance("evaluate_noise", extractors, codec, settings) | about)
 
 
 def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
@@ -294,9 +296,17 @@ def _nothing(like: ScanSet) -> ScanSet:
     return ScanSet((), (), *(getattr(like, name)[:0] for name in ARRAYS))
 
 
-def _provenance(extractors: Sequence[Extractor], codec: VolumeCodec, settings: Evaluate) -> dict[str, Any]:
+def _list_of(volumes: ScanSet) -> dict[str, Any]:
+    """Return the number and the hash of a list of volumes, whatever their order."""
+    return {"volumes": len(volumes), "sha256": content_hash(sorted(volumes.hashes))}
+
+
+def _provenance(
+    function: str, extractors: Sequence[Extractor], codec: VolumeCodec, settings: Evaluate
+) -> dict[str, Any]:
     return {
         "neuromf": __version__,
+        "code": code_hash(f"neuromf.evaluation.evaluate:{function}"),
         "extractors": {extractor.name: extractor.key for extractor in extractors},
         "codec_sha256": codec.sha256,
         "settings": settings.model_dump(mode="json"),

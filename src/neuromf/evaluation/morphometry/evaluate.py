@@ -27,7 +27,8 @@ from neuromf.evaluation.morphometry.regions import (
 from neuromf.evaluation.morphometry.segmentation import Segmenter, file_scans
 from neuromf.evaluation.rows import Part, write_parts
 from neuromf.evaluation.scans import EvaluationError
-from neuromf.tables import SPLITS
+from neuromf.provenance import code_hash
+from neuromf.tables import SPLITS, content_hash, file_sha256
 
 
 def evaluate_real_regions(
@@ -67,7 +68,8 @@ def evaluate_real_regions(
         add_regions(floor, scans, settings)
         add_region_comparison(floor, scans.of_scans(trained), held_out, settings)
         add_nearest_regions(floor, held_out, every, rows, settings)
-    write_parts(part, [floor], _provenance(segmenters, settings))
+    provenance = _provenance("evaluate_real_regions", segmenters, settings, {"real": pool})
+    write_parts(part, [floor], provenance)
 
 
 def evaluate_sample_regions(
@@ -109,7 +111,8 @@ def evaluate_sample_regions(
         add_regions(figures, generated, settings)
         add_region_comparison(figures, generated, every.of_scans(np.arange(len(chosen))), settings)
         add_nearest_regions(figures, generated, every, rows, settings)
-    write_parts(part, [figures], _provenance(segmenters, settings) | {"samples": len(files)})
+    provenance = _provenance("evaluate_sample_regions", segmenters, settings, {"samples": files, "real": pool})
+    write_parts(part, [figures], provenance)
 
 
 def add_folder_regions(part: Part, scans: RegionSet, real: RegionSet, nearest: ArrayLike, settings: Evaluate) -> None:
@@ -166,9 +169,16 @@ def _segmenters(settings: Evaluate, weights_dir: Path | None, device: str | torc
     return [find_segmenter(name, weights_dir, device) for name in settings.segmenters]
 
 
-def _provenance(segmenters: Sequence[Segmenter], settings: Evaluate) -> dict[str, object]:
+def _provenance(
+    function: str, segmenters: Sequence[Segmenter], settings: Evaluate, inputs: Mapping[str, Mapping[str, Path]]
+) -> dict[str, object]:
     return {
         "neuromf": __version__,
+        "code": code_hash(f"neuromf.evaluation.morphometry.evaluate:{function}"),
+        "inputs": {
+            name: {"volumes": len(files), "sha256": content_hash(sorted(map(file_sha256, files.values())))}
+            for name, files in inputs.items()
+        },
         "segmenters": {segmenter.name: segmenter.key for segmenter in segmenters},
         "settings": settings.model_dump(mode="json"),
     }

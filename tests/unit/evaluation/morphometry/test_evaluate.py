@@ -67,6 +67,8 @@ def test_real_scans_are_drawn_once_and_split_for_the_floors(real, tmp_path):
 
 def test_samples_are_compared_with_their_own_neighbours(samples, real, tmp_path):
     part, figures = of_samples(samples, real, SETTINGS, tmp_path)
+    provenance = json.loads((tmp_path / "out.json").read_text())["provenance"]
+    assert provenance["inputs"]["samples"]["volumes"] == 3 and len(provenance["inputs"]["samples"]["sha256"]) == 64
     assert (part["run"], part["seed"], part["nfe"]) == ("meanflow", 0, 1)
     assert figures["nearest_dice", "grey"]["value"] == 1 and figures["nearest_dice", "grey"]["n"] == 3
     assert figures["nearest_volume_correlation", "brain"]["value"] == pytest.approx(1)
