@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from neuromf.evaluation.copies import PIXELS
 from neuromf.evaluation.rows import NO_EXTRACTOR
 from neuromf.paper import regions
 from neuromf.paper.copies import draw_copies
-from neuromf.paper.style import REFERENCE_GREY, run_colours
+from neuromf.paper.figures import tissue_distributions
+from neuromf.paper.spectrum import draw_spectra
+from neuromf.paper.style import LIGHT, REFERENCE_GREY, as_png, run_colours, themed
 from neuromf.paper.tables import MISSING, distance_names, latex_table
 from neuromf.tables import atomic_path, write_text
 
@@ -46,7 +49,7 @@ _VOLUMES = {  # metric of the synthetic volumes against the real: title
 
 
 def write_comparison(folder: Path) -> str:
-    """Write {distances,volumes,copies}.{csv,tex}, {distances,copies}.png and, of segmenters, regions.{csv,tex,png} and
+    """Write {distances,volumes,copies}.{csv,tex,png}, spectrum.png and, of segmenters, regions.{csv,tex,png} and
     ratios.{csv,tex} beside metrics.json; return the tables as text.
 
     ``folder`` is what `neuromf.evaluation.compare.evaluate_folders` wrote.
@@ -61,18 +64,34 @@ def write_comparison(folder: Path) -> str:
     if about["segmenters"]:
         tables["regions"] = regions.region_table(metrics, "synthetic")
         tables["ratios"] = regions.ratio_table(metrics, "synthetic")
-        regions.draw_regions(folder / "metrics.parquet", folder / "regions.png")
     notes = dict.fromkeys(tables, "")
-    if len(tables["distances"]):
-        notes["distances"] = f"{FEW_SCANS}: {WHY}." if tables["distances"]["Note"].any() else ""
+    if len(tables["distances"]) and tables["distances"]["Note"].any():
+        notes["distances"] = f"{FEW_SCANS}: {WHY}."
+    if (tables["copies"] == MISSING).any(axis=None):
+        notes["copies"] = UNRESOLVED
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv(index=False))
         latex_table(table, folder / f"{name}.tex", notes[name])
-    if len(tables["distances"]):
-        with atomic_path(folder / "distances.png") as temporary:
-            distance_figure(metrics).savefig(temporary, dpi=150, bbox_inches="tight", format="png")
-    if len(tables["copies"]):
-        notes["copies"] = UNRESOLVED if (tables["copies"] == MISSING).any(axis=None) else ""
+    _draw(folder, metrics, about)
+    texts = [
+        text for name, table in tables.items() if len(table) for text in (table.to_string(index=False), notes[name])
+    ]
+    return "\n\n".join([*filter(None, texts), f"Written to {folder}"])
+
+
+def _draw(folder: Path, metrics: pd.DataFrame, about: dict[str, Any]) -> None:
+    """Write a picture of each family of figures."""
+    scans = pd.read_parquet(folder / "scans.parquet")
+    plots: dict[str, Callable[[], Figure]]
+    groups = {run: scans["run"] == run for run in ("real", "synthetic")}
+    plots = {"volumes": lambda: tissue_distributions(scans, groups)}
+    if (metrics["metric"] == "frechet_distance").any():
+        plots["distances"] = lambda: distance_figure(metrics)
+    for name, draw in plots.items():
+        with themed(LIGHT), atomic_path(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(as_png(draw()))
+    draw_spectra(folder / "spectra.parquet", folder / "spectrum.png", k0=about["settings"]["spectrum_k0"])
+    if (metrics["metric"] == "other_null_scans").any():
         suspects = folder / "suspects"
         training = {
             str(path.relative_to(suspects / "train")).removesuffix(".nii.gz"): path
@@ -84,10 +103,8 @@ def write_comparison(folder: Path) -> str:
             training,
             folder / "copies.png",
         )
-    texts = [
-        text for name, table in tables.items() if len(table) for text in (table.to_string(index=False), notes[name])
-    ]
-    return "\n\n".join([*filter(None, texts), f"Written to {folder}"])
+    if about["segmenters"]:
+        regions.draw_regions(folder / "metrics.parquet", folder / "regions.png")
 
 
 def distance_table(metrics: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:

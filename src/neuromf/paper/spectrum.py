@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from neuromf.evaluation.rows import REFERENCE_RUNS
 from neuromf.paper import style
 from neuromf.tables import atomic_path
 
@@ -40,15 +41,16 @@ def draw_spectra(table: Path, out: Path, *, k0: float) -> None:
 def spectra(table: pd.DataFrame, *, k0: float) -> Figure:
     """Plot the mean power spectra with their intervals, and what is left of the real and of the reconstructions' power.
 
-    Each run is drawn at its fewest and (dashed) its most network evaluations, first seed.
+    Each run is drawn at its fewest and (dashed) its most network evaluations, first seed; one that has none, once.
     """
-    figure = Figure(figsize=(9, 3.6))
-    axes = figure.subplots(1, 3)
     titles = {
         "power": "power per frequency",
         "power_to_real": "beside real scans",
         "power_to_reconstruction": "beside reconstructions",
     }
+    titles = {spectrum: title for spectrum, title in titles.items() if (table["spectrum"] == spectrum).any()}
+    figure = Figure(figsize=(3 * len(titles), 3.6))
+    axes = figure.subplots(1, len(titles))
     middles = sorted(table["cycles_per_mm"].unique())
     nyquist = middles[0] + middles[-1]
     for axis, (spectrum, title) in zip(axes, titles.items(), strict=True):
@@ -69,15 +71,18 @@ def spectra(table: pd.DataFrame, *, k0: float) -> Figure:
 
 def _lines(rows: pd.DataFrame) -> list[Line]:
     """Return the sets to draw, references first."""
-    trained = rows[rows["nfe"].notna()]
-    colours = style.run_colours(list(dict.fromkeys(trained["run"])))
+    others = rows[~rows["run"].isin(REFERENCE_RUNS)]
+    colours = style.run_colours(list(dict.fromkeys(others["run"])))
     lines = []
     for name in _REFERENCES:
         chosen = rows[(rows["run"] == name) & rows["nfe"].isna()]
         if len(chosen):
             lines.append(Line(style.run_label(name), chosen, colours[name], "-"))
-    for run in dict.fromkeys(trained["run"]):
-        own = trained[trained["run"] == run]
+    for run in dict.fromkeys(others["run"]):
+        own = others[others["run"] == run]
+        if own["nfe"].isna().all():
+            lines.append(Line(style.run_label(run), own, colours[run], "-"))
+            continue
         own = own[own["seed"] == own["seed"].min()]
         for nfe, dashes in dict.fromkeys([(own["nfe"].min(), "-"), (own["nfe"].max(), "--")]):
             if dashes == "-" or nfe != own["nfe"].min():

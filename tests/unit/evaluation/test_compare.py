@@ -180,6 +180,9 @@ def test_the_command(folders, settings, caplog):
         "volumes.tex",
         "distances.png",
         "regions.png",
+        "volumes.png",
+        "spectrum.png",
+        "copies.png",
         "ratios.tex",
     } <= names
     regions = pd.read_csv(folders / "o" / "regions.csv")
