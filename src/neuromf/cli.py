@@ -177,6 +177,24 @@ def plan(
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="As for `snakemake --config`: preset=methodology release=first.")
+    ] = None,
+    workflow: Annotated[Path, typer.Option(help="Folder of the Snakefile.")] = Path(),
+) -> None:
+    """Check what a run needs: packages, device, memory, weights, disk, field of view. Exit code 1: something blocks it."""
+    from neuromf.doctor import examine
+
+    blocked = False
+    for finding in examine(workflow, settings or ()):
+        print(finding, flush=True)
+        blocked |= finding.status == "blocker"
+    if blocked:
+        raise typer.Exit(1)
+
+
 class _readable_errors:
     """End with the message of an expected error instead of a traceback."""
 

@@ -97,8 +97,8 @@ class Plan:
             )
         if rules := ", ".join(sorted({job.rule for job in self.unknown if job.gpus})):
             return (
-                f"--max-gpu-hours {gpu_hours:g} cannot be kept to: no earlier job says what {rules} cost with these settings."
-                " Run one on a GPU first (for train: a run of its own with train.updates of a hundred), or leave"
+                f"--max-gpu-hours {gpu_hours:g} cannot be kept to: no earlier job says what {rules} cost with these"
+                " settings. Run one on a GPU first (for train: a run of its own with train.updates of a hundred), or leave"
                 " --max-gpu-hours out"
             )
         return ""

@@ -34,7 +34,7 @@ def refusal(jobs: Iterable[Job], allowed: Collection[str], folder: Path = Path()
             "this call would train again what is trained already:",
             *lines,
             f"If that is meant, add --config 'retrain=[{runs}]': each old model moves to runs/<run>/replaced/ first. If not,"
-            " undo what changed; a new release (`neuromf release create`) or a run of another name trains beside what is there",
+            " undo what changed; a new release (`neuromf release create`) or a run of another name trains beside it",
         ]
     )
 
