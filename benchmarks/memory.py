@@ -3,9 +3,9 @@
     python benchmarks/memory.py --json memory.json
 
 Each case runs in a process of its own: network, averages and optimiser are made and three updates done as a training does
-them (`FlowModule`). Taken is the peak of the resident memory beyond that of a process which has done an update of the smallest
-network (Linux). Freed memory is given back at once (MALLOC_MMAP_THRESHOLD_), as a GPU's allocator counts it; the last column
-is with glibc's own habits, which keep some of what was freed.
+them (`FlowModule`). Taken is the peak of the resident memory beyond that of a process which has done an update of the
+smallest network (Linux). Freed memory is given back at once (MALLOC_MMAP_THRESHOLD_), as a GPU's allocator counts it; the
+last column is with glibc's own habits, which keep some of what was freed.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,10 @@ from neuromf.codec.weights import perceptual_files, weights_path
 from neuromf.config import Codec, Config, Conform
 from neuromf.evaluation.extractors.published import WEIGHTS, weights_file
 from neuromf.planning.plan import PlanError, make_plan, size
+from neuromf.preprocess.conform import share_outside
 from neuromf.preprocess.synthstrip import find_synthstrip
 from neuromf.tables import SPLITS, Cohort, check_release, file_sha256, read_cohort, read_manifest, read_release
-from neuromf.volume import read_volume, voxel_sizes
+from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
 
 Status = Literal["ok", "warning", "blocker"]
 Floats = NDArray[np.float64]
@@ -210,8 +212,8 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
             where = f"of {size(there)} in this machine"
         found = (
             f"training {run} ({memory.parameters / 1e6:.1f} M parameters, {settings.train.batch_size} latents) takes"
-            f" {size(needed)} {where}: {size(memory.states)} for weights, moments and averages, {size(memory.working)} for gradients and"
-            " activations, the rest for libraries"
+            f" {size(needed)} {where}: {size(memory.states)} for weights, moments and averages, {size(memory.working)} for"
+            " gradients and activations, the rest for libraries"
         )
         remedy = (
             "lower train.batch_size, set train.checkpointing: true or train.precision: bf16, or use more train.devices"
@@ -258,33 +260,27 @@ def check_weights(patient: Patient) -> Iterator[Finding]:
 def check_field_of_view(patient: Patient) -> Iterator[Finding]:
     """Few brains reach out of the grid that scans are brought to.
 
-    Goes by what the stage conform found; before it ran, by the brains' extents in scans that are stripped already; for whole
-    heads, in which no brain is known yet, by that of the ICBM152 template.
+    Goes by what the stage conform found; before it ran, by scans that are stripped already; for whole heads, in which no
+    brain is known yet, by the ICBM152 template's.
     """
     conform = patient.config.preprocess.conform
     crop = np.array(conform.shape) * conform.spacing_mm
-    grid = f"the grid of {_millimetres(crop)}"
+    wanted = 1.1 * crop
     if cut := [share for cohort in patient.cohorts() for share in _cut_fractions(cohort, conform)]:
-        beyond = sum(share > conform.max_cut_fraction for share in cut)
-        wanted = crop * 1.1
-        found = (
-            f"of {len(cut)} scans conformed so far {beyond} ({beyond / len(cut):.0%}) lose more than"
-            f" {conform.max_cut_fraction:.0%} of the brain to {grid}, at most {max(cut):.1%}"
-        )
-    elif boxes := [box for cohort in patient.cohorts() for box in _brain_boxes(cohort)]:
-        beyond = sum(bool((box > crop).any()) for box in boxes)
-        wanted = np.max(boxes, axis=0)
-        found = (
-            f"of {len(boxes)} stripped scans looked at {beyond} ({beyond / len(boxes):.0%}) are larger than {grid}; the"
-            f" largest span {_millimetres(wanted)}"
-        )
+        what = f"of {len(cut)} scans conformed so far"
+    elif brains := [brain for cohort in patient.cohorts() for brain in _stripped_brains(cohort)]:
+        cut = [share_outside(brain, conform) for brain in brains]
+        wanted = np.max([_extent(brain) for brain in brains], axis=0)
+        what = f"of {len(cut)} stripped scans looked at, the largest {_millimetres(wanted)}"
     else:
-        adult = _template_box()
-        beyond, wanted = int((adult > crop).any()), adult * 1.1
-        found = (
-            f"no scan is conformed yet; the ICBM152 brain spans {_millimetres(adult)}, {grid} is"
-            f" {'smaller' if beyond else 'larger'}"
-        )
+        brain = _template_brain()
+        cut, wanted = [share_outside(brain, conform)], 1.1 * _extent(brain)
+        what = f"no brain is known yet; of ICBM152's alone, {_millimetres(_extent(brain))}"
+    beyond = sum(share > conform.max_cut_fraction for share in cut)
+    found = (
+        f"{what}, {beyond} ({beyond / len(cut):.0%}) lose more than {conform.max_cut_fraction:.0%} of the brain to the grid"
+        f" of {_millimetres(crop)}, at most {max(cut):.1%}"
+    )
     shape = [int(-(-side // (4 * conform.spacing_mm)) * 4) for side in np.maximum(wanted, crop)]
     remedy = f"set preprocess.conform.shape to {shape} or more, or a larger preprocess.conform.spacing_mm"
     yield Finding("field of view", "warning", found, remedy) if beyond else Finding("field of view", "ok", found)
@@ -372,37 +368,32 @@ def _cut_fractions(cohort: Cohort, conform: Conform) -> list[float]:
 
 
 def _on_grid(path: Path, conform: Conform) -> bool:
-    image = nib.load(path)
+    image = read_volume(path)
     return image.shape == conform.shape and np.allclose(voxel_sizes(image.affine), conform.spacing_mm, rtol=1e-3)
 
 
-def _brain_boxes(cohort: Cohort) -> list[Floats]:
-    """Return the brains' extents in mm along R, A and S, (3,), in some of a cohort's stripped scans."""
+def _stripped_brains(cohort: Cohort) -> list[nib.Nifti1Image]:
+    """Return the brain masks of some of a cohort's stripped scans; those that cannot be read will be failed rows."""
     scans = [scan for scan in cohort.scans if scan.skull_stripped]
-    some = scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]
-    return [box for scan in some if (box := _brain_box(cohort.root / scan.image)) is not None]
+    brains = []
+    for scan in scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]:
+        with suppress(VolumeError):
+            image = read_volume(cohort.root / scan.image)
+            brains.append(nib.Nifti1Image((np.asarray(image.dataobj) != 0).astype(np.uint8), image.affine))
+    return brains
 
 
-def _brain_box(path: Path) -> Floats | None:
-    try:
-        image = nib.as_closest_canonical(read_volume(path))
-        brain = np.asarray(image.dataobj) != 0
-    except (OSError, ValueError):
-        return None  # the first stage makes it a failed row, with the reason
-    return _box(brain, image) if brain.any() else None
-
-
-def _template_box() -> Floats:
-    """Return the extent of ICBM152's brain in mm, (3,)."""
+def _template_brain() -> nib.Nifti1Image:
     from nilearn.datasets import load_mni152_brain_mask
 
-    mask = nib.as_closest_canonical(load_mni152_brain_mask(resolution=2))
-    return _box(np.asarray(mask.dataobj) > 0, mask)
+    return load_mni152_brain_mask(resolution=2)
 
 
-def _box(brain: NDArray[np.bool_], image: nib.Nifti1Image) -> Floats:
-    inside = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return np.array([np.ptp(places) + 1 for places in inside]) * voxel_sizes(image.affine)
+def _extent(brain: nib.Nifti1Image) -> Floats:
+    """Return the extent of a brain mask in mm along R, A and S, (3,)."""
+    brain = to_ras(brain)
+    inside = np.argwhere(np.asarray(brain.dataobj) > 0)
+    return (np.ptp(inside, axis=0) + 1) * voxel_sizes(brain.affine)
 
 
 def _millimetres(extent: Floats) -> str:

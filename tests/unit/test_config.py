@@ -78,3 +78,12 @@ def test_a_yaml_file_that_is_no_mapping_is_refused(tmp_path):
     path.write_text("- a\n- b\n")
     with pytest.raises(config.ConfigError, match="found list"):
         config.read_yaml(path)
+
+
+def test_only_runs_that_there_are_may_be_trained_again():
+    settings = {"runs": {"meanflow": {}, "other": {"train": {"updates": 5}}}}
+    c = config.validate(settings | {"retrain": ["meanflow", "other"]})
+    assert c.retrain == ("meanflow", "other")
+    assert c.for_run("other").train.updates == 5
+    with pytest.raises(config.ConfigError, match="retrain: 'meanflwo' is not in runs; did you mean 'meanflow'"):
+        config.validate(settings | {"retrain": ["meanflwo"]})

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from neuromf.shards import ShardError, Task, check_failures, forget_lost_files, run_shard
+from neuromf.shards import ShardError, Task, check_failures, finished_scans, forget_lost_files, run_shard
 from neuromf.tables import ManifestRow, read_manifest, write_manifest
 
 # Work must be importable in a spawned process, as that of the stages is.
@@ -205,3 +205,16 @@ def test_check_failures(tmp_path: Path) -> None:
         match=r"2 of 10 scans failed.*max_failed_fraction = 0.1 allows fewer(.|\n)*sub-1  all zero",
     ):
         check_failures(manifests, 0.1)
+
+
+def test_finished_scans_are_those_whose_files_are_whole(stage: ModuleType, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifests" / "shard-0000.tsv"
+    assert finished_scans(manifest) == {}
+    made = tasks(tmp_path, {"good": "1", "lost": "2", "cut": "3", "bad": "-4"}, log=str(tmp_path / "log"))
+    run_shard(made, stage.double, manifest, settings={}, code="", workers=1, label="")
+    manifest.unlink()  # as Snakemake does before it runs the job again
+    (tmp_path / "out" / "lost.txt").unlink()
+    (tmp_path / "out" / "cut.txt").write_text("")
+    assert {name: path.resolve() for name, path in finished_scans(manifest).items()} == {
+        "good": (tmp_path / "out" / "good.txt").resolve()
+    }

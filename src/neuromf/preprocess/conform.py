@@ -116,6 +116,13 @@ def conform_volume(
     )
 
 
+def share_outside(mask: nib.Nifti1Image, settings: Conform) -> float:
+    """Return the share of a brain mask (any orientation) that `conform_volume` would leave outside the grid."""
+    mask = to_ras(mask)
+    brain = np.asarray(mask.dataobj) > 0.5
+    return _cut_fraction(brain, *_grid(brain, mask.affine, settings), settings.shape)
+
+
 def _grid(brain: NDArray[np.bool_], affine: Floats, settings: Conform) -> tuple[Floats, Floats]:
     """Return the output's spacing and first voxel in units of the input's voxels."""
     ratio = settings.spacing_mm / voxel_sizes(affine)
