@@ -58,7 +58,9 @@ def make_project(folder: Path, scans: int) -> None:
     settings = {"preset": "smoke", "release": COHORT, "shard_size": SHARD_SIZE}
     (folder / "config" / "config.yaml").write_text(yaml.safe_dump(settings))
     neuromf = str(Path(sys.executable).with_name("neuromf"))
-    subprocess.run([neuromf, "release", "create", COHORT, "--cohort", COHORT], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [neuromf, "release", "create", COHORT, "--cohort", COHORT], cwd=folder, check=True, capture_output=True
+    )
     cohort, preprocessed = read_cohort(table), folder / "results" / "cohorts" / COHORT / "preprocessed"
     one = folder / "one"
     one.write_text("1")

@@ -11,7 +11,7 @@ from neuromf.lock import remove_stale_locks
 from neuromf.provenance import code_hash
 from neuromf.shards import forget_lost_files
 
-PROJECT = Path(workflow.basedir)
+PROJECT = Path(str(workflow.current_basedir)).parent
 CONFIG = configuration.load(config, PROJECT / "config" / "presets")
 RELEASE_TABLE = f"config/releases/{CONFIG.release}.tsv"
 RELEASE = tables.read_release(Path(RELEASE_TABLE))
