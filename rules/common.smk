@@ -158,22 +158,33 @@ CODE = {
     "statistics": code("latent_statistics", "neuromf.latents.statistics:compute_statistics"),
     "train": code("train", "neuromf.training.run:train_run"),
 }
-PREPROCESSED_BY = tables.content_hash(
-    [
-        tables.file_sha256(Path(RELEASE_TABLE)),
-        CONFIG.preprocess.model_dump(mode="json"),
-        CONFIG.phantom.model_dump(mode="json") if any(c.source == "phantom" for c in COHORTS.values()) else None,
-        [CODE[stage] for stage in ("phantom", *STAGES)],
-    ]
+PREPROCESSING = [
+    CONFIG.preprocess.model_dump(mode="json"),
+    CONFIG.phantom.model_dump(mode="json") if any(c.source == "phantom" for c in COHORTS.values()) else None,
+    [CODE[stage] for stage in ("phantom", *STAGES)],
+]
+PREPROCESSED_BY = tables.content_hash([tables.file_sha256(Path(RELEASE_TABLE)), *PREPROCESSING])
+# A codec of one's own is trained once, on the release that first asks for it, and frozen: a later release takes it as it
+# is. So its training's hash leaves the release out, and `train_codec` is there only until it is made.
+CODEC_TRAINED_BY = tables.content_hash(
+    [CONFIG.codec.model_dump(mode="json"), CONFIG.codec_training.model_dump(mode="json"), CODE["train_codec"]]
+    + PREPROCESSING
 )
-CODEC_TRAINED_BY = [CONFIG.codec_training.model_dump(mode="json"), CODE["train_codec"], PREPROCESSED_BY]
+CODEC_STAMP = f"{CODEC_FOLDER}/made_from"
 CODEC_SETTINGS = CONFIG.codec.model_dump(mode="json") | {
     "identity": (
-        tables.content_hash(CODEC_TRAINED_BY)
+        CODEC_TRAINED_BY
         if CONFIG.codec.weights == "trained"
         else codec_identity(CONFIG.codec, weights_dir=weights_folder() or None)
     )
 }
+
+
+def codec_is_made():
+    made_from = Path(CODEC_STAMP)
+    return made_from.is_file() and made_from.read_text() == CODEC_TRAINED_BY and Path(trained_codec()).is_file()
+
+
 ENCODED_BY = tables.content_hash([PREPROCESSED_BY, CODEC_SETTINGS, CODE["encode"]])
 
 

@@ -47,6 +47,7 @@ class Project:
 
     def with_checkout(self, folder: Path) -> Project:
         """Return the same project with a checkout of the repository of its own, whose files are all new."""
+        folder.mkdir()
         for name in WORKFLOW:
             copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copyfile
             copy(REPOSITORY / name, folder / name)
