@@ -144,7 +144,7 @@ def weights_folder():
 
 
 def code(script, function):
-    """Hash of what a rule computes with: its script's statements and the function behind it."""
+    """Hash of what a job computes with: its script's statements and the function behind it."""
     return code_hash(function, PROJECT / f"workflow_scripts/{script}.py")
 
 
