@@ -9,7 +9,7 @@ from neuromf import tables
 from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.lock import remove_stale_locks
 from neuromf.provenance import code_hash
-from neuromf.shards import forget_lost_files
+from neuromf.shards import lost_note, note_lost_files
 
 PROJECT = Path(str(workflow.current_basedir)).parent
 CONFIG = configuration.load(config, PROJECT / "config" / "presets")
@@ -75,6 +75,11 @@ def shard_rows(wildcards):
     return tables.content_hash([vars(scan) for scan in scans])
 
 
+def lost(stage):
+    """Input function of a param: which files of the shard were found to be lost, when last one was."""
+    return lambda wildcards: lost_note(Path(MANIFEST.format(stage=stage, **wildcards)))
+
+
 def manifests(cohort, stage):
     return [MANIFEST.format(cohort=cohort, stage=stage, shard=shard) for shard in shards(cohort)]
 
@@ -96,8 +101,10 @@ def raw_heads(wildcards):
 
 
 if ALONE:
-    for lost in forget_lost_files(Path(p) for cohort in COHORTS for stage in STAGES for p in manifests(cohort, stage)):
-        logger.warning(f"{lost} is gone or of another size than its manifest says; its shard makes it again")
+    for path in note_lost_files(Path(p) for cohort in COHORTS for stage in STAGES for p in manifests(cohort, stage)):
+        logger.warning(
+            f"{os.path.normpath(path)} is gone or of another size than its manifest says; its shard makes it again"
+        )
 
 
 # --- releases -------------------------------------------------------------------------------------------------------

@@ -89,7 +89,9 @@ class Project:
         done = self.snakemake(*arguments, "--dry-run", "--quiet", "reason")
         lines = (line.split() for line in done.stdout.splitlines() + done.stderr.splitlines())
         return {
-            words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit() and words[0] != "total"
+            words[0]: int(words[1])
+            for words in lines
+            if len(words) == 2 and words[0].isidentifier() and words[1].isdigit() and words[0] != "total"
         }
 
     def configure(self, **settings: object) -> None:

@@ -108,12 +108,13 @@ def test_a_lost_file_costs_its_own_scan(project):
     }
     lost.unlink()
     planned = project.planned()
-    assert planned["conform"] == 1 and not {"skull_strip", "bias_correct", "train"} & set(planned)
+    assert planned["conform"] == 1 and not ({"skull_strip", "bias_correct"} | TRAINING | EVALUATION) & set(planned)
     done = project.snakemake()
-    assert "sub-p03_T1w" in done.stdout + done.stderr
+    assert "sub-p03_desc-preproc_T1w.nii.gz is gone" in done.stdout + done.stderr
     assert lost.read_bytes() == content
     after = stamps(folder)
-    assert {name for name in after if after[name] != before[name]} == {str(lost.relative_to(folder))}
+    mask = lost.with_name(lost.name.replace(".nii.gz", "_mask.nii.gz"))
+    assert {name for name in after if after[name] != before[name]} == {str(p.relative_to(folder)) for p in (lost, mask)}
     assert {path: path.stat().st_mtime_ns for path in models} == models
     assert project.planned() == {}
 
