@@ -32,10 +32,12 @@ check: install
 	$(BIN)/snakefmt --check Snakefile rules workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m neuromf.config_reference --check
+	$(BIN)/python -m neuromf.environment --check
 
-# What is generated from the sources: config/README.md, config/schema.json, the README's drawing of the workflow
+# What is generated from the sources: config/README.md, config/schema.json, envs/neuromf.yaml, the README's drawing of the workflow
 generated: install
 	$(BIN)/python -m neuromf.config_reference
+	$(BIN)/python -m neuromf.environment
 	$(BIN)/snakemake --rulegraph mermaid-js | $(BIN)/python -m neuromf.readme
 
 lock: install

@@ -10,6 +10,7 @@
 #   results/releases/<release>/                   fixed by the release
 #     latent_statistics.json                      of the train split
 #     runs/<run>/seed-<s>/                        model.safetensors, model.json, metrics.csv, val.csv, tensorboard/
+#     runs/<run>/replaced/seed-<s>-<hash>/        models that were trained again since
 #     samples/<run>/seed-<s>/nfe-<k>/             generated latents and NIfTI volumes
 #     evaluation/                                 codec.json, codec_gate.tsv, codec_worst/, latents.json: before training;
 #                                                 metrics.parquet, metrics.json, scans.parquet, spectra.parquet,
@@ -45,6 +46,7 @@ include: "rules/experiments.smk"
 
 
 onstart:
+    keep_trained_models()
     record_use_of_cohorts()
 
 

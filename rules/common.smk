@@ -1,5 +1,6 @@
 # The typed configuration, the tables, and the functions that name the rules' inputs and parameters.
 
+import atexit
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,8 @@ from neuromf import config as configuration
 from neuromf import tables
 from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.lock import remove_stale_locks
+from neuromf.planning.jobs import planned_jobs, write_call
+from neuromf.planning.retraining import keep_replaced
 from neuromf.provenance import code_hash
 from neuromf.shards import lost_note, note_lost_files
 
@@ -39,6 +42,8 @@ wildcard_constraints:
 
 
 ALONE = workflow.is_main_process and remove_stale_locks(Path(".snakemake"))
+if "NEUROMF_PLAN" in os.environ:  # `neuromf plan` asks what this dry run would do
+    atexit.register(write_call, Path(os.environ["NEUROMF_PLAN"]), workflow, CONFIG.model_dump(mode="json"))
 
 
 # --- cohorts and shards ---------------------------------------------------------------------------------------------
@@ -244,6 +249,13 @@ def sample_sets():
 
 def trained_models():
     return list(dict.fromkeys((run, seed) for run, seed, _ in sample_sets()))
+
+
+def keep_trained_models():
+    """Refuse a call that trains finished models again unasked; where it was asked for, put the old ones aside."""
+    if not workflow.touch:
+        for folder in keep_replaced(planned_jobs(workflow), CONFIG.retrain):
+            logger.warning(f"a model that is to be trained again is kept in {folder}")
 
 
 def all_manifests(cohort):

@@ -13,7 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neuromf import tables
+SOURCES = Path(__file__).parents[1] / "src"
+sys.path.insert(
+    0, str(SOURCES)
+)  # the checkout whose workflow runs, in an environment that holds the packages alone too
+os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+from neuromf import gpu, tables
 
 
 @contextmanager
@@ -26,6 +32,7 @@ def logged(snakemake: Any) -> Iterator[None]:
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal], format="%(asctime)s %(levelname)s %(message)s")
     logging.captureWarnings(True)
     try:
+        gpu.claim(int(snakemake.resources.get("gpu", 0)))  # before anything loads PyTorch
         yield
         if made_from := snakemake.resources.get("stamp"):
             tables.write_text(Path(made_from), snakemake.params.upstream)

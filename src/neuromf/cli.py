@@ -152,6 +152,49 @@ def evaluate(
         print(write_comparison(out))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(min=0, help="Refuse (exit code 1) what is expected to take more, or is not known.")
+    ] = None,
+) -> None:
+    """Say what `snakemake` would run and why, on how many scans, and the GPU-hours and disk that earlier jobs let expect.
+
+    All other arguments are Snakemake's: neuromf plan encode_all --config release=first. Exit code 1: Snakemake would refuse
+    the call, or it does not keep to --max-gpu-hours.
+    """
+    from neuromf.planning.plan import describe, make_plan
+
+    with _readable_errors():
+        made = make_plan(context.args)
+    print(describe(made))
+    refused = made.refusal
+    if max_gpu_hours is not None and (over := made.over_budget(max_gpu_hours)):
+        typer.secho(f"Refused: {over}", fg="red", err=True)
+        refused = over
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="As for `snakemake --config`: preset=methodology release=first.")
+    ] = None,
+    workflow: Annotated[Path, typer.Option(help="Folder of the Snakefile.")] = Path(),
+) -> None:
+    """Check what a run needs: packages, device, memory, weights, disk, field of view. Exit code 1: something blocks it."""
+    from neuromf.doctor import examine
+
+    blocked = False
+    for finding in examine(workflow, settings or ()):
+        print(finding, flush=True)
+        blocked |= finding.status == "blocker"
+    if blocked:
+        raise typer.Exit(1)
+
+
 class _readable_errors:
     """End with the message of an expected error instead of a traceback."""
 

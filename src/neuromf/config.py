@@ -412,7 +412,7 @@ def deciding(config: Config) -> dict[str, Any]:
     """Return a configuration as JSON without the settings that change no result, of its runs too."""
 
     def decide(settings: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in settings.items() if key not in ("device", "weights_dir")}
+        kept = {key: value for key, value in settings.items() if key not in ("device", "weights_dir", "retrain")}
         for section, names in (("train", {*NO_RESULT} - {"seeds"}), ("sample", {"batch_size"})):
             if section in kept:
                 kept[section] = {key: value for key, value in kept[section].items() if key not in names}
@@ -491,11 +491,17 @@ class Config(Section):
     sample: Sample = section(Sample, "Generation")
     evaluate: Evaluate = section(Evaluate, "Evaluation")
     runs: dict[Name, dict[str, Any]] = setting({"meanflow": {}}, "Each run's overrides of the settings above")
+    retrain: tuple[Name, ...] = setting(
+        (),
+        "Runs whose finished models this call may train again, the old ones kept; for the command line, not for a file",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Config:
         if not self.runs:
             raise ValueError("runs must name at least one run, e.g. runs: {meanflow: {}}")
+        if unknown := [run for run in self.retrain if run not in self.runs]:
+            raise ValueError(f"retrain: {unknown[0]!r} is not in runs{_nearest(unknown[0], self.runs)}")
         if taken := sorted(RESERVED_RUNS & set(self.runs)):
             raise ValueError(f"{', '.join(taken)}: the evaluation uses this name for what is no model; rename the run")
         if self.network.time_embedding == "maisi" and self.flow.jvp == "finite_difference":
@@ -613,7 +619,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_run(config: Config, run: str, overrides: Mapping[str, Any]) -> None:
-    settings = overlay(config.model_dump(mode="json"), overrides) | {"runs": {run: {}}}
+    settings = overlay(config.model_dump(mode="json", exclude={"retrain"}), overrides) | {"runs": {run: {}}}
     try:
         Config.model_validate(settings)
     except ValidationError as error:

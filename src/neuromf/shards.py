@@ -94,7 +94,7 @@ def run_shard(
     Returns:
         One row per task, in the tasks' order. Scans whose key is unchanged and whose output is intact are skipped.
     """
-    journal = manifest.with_name(f".{manifest.stem}.journal")
+    journal = _journal(manifest)
     before = _read_journal(journal)
     keys = {task.scan_id: _key(task, settings, code) for task in tasks}
     done = {t.scan_id: before[t.scan_id] for t in tasks if _is_done(t, keys[t.scan_id], before, manifest.parent)}
@@ -147,6 +147,16 @@ def _note(manifest: Path) -> Path:
     return manifest.with_name(f".{manifest.stem}.lost")
 
 
+def finished_scans(manifest: Path) -> dict[str, Path]:
+    """Return the scans that a shard's job would find done, if their inputs, settings and code are as before: ID → file.
+
+    Also for a job that was killed or whose manifest is gone: it goes by the journal.
+    """
+    rows = _read_journal(_journal(manifest)).values()
+    files = {row.scan_id: (manifest.parent / row.file, row.bytes) for row in rows if row.ok}
+    return {scan: path for scan, (path, size) in files.items() if path.is_file() and path.stat().st_size == size}
+
+
 def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> tuple[ManifestRow, ...]:
     """Return the failed scans of a cohort; stop when they are more than a share of it.
 
@@ -197,6 +207,10 @@ def _is_done(task: Task, key: str, before: Mapping[str, ManifestRow], folder: Pa
     if not all(path.is_file() for path in task.outputs) or row.file != os.path.relpath(task.outputs[0], folder):
         return False
     return task.outputs[0].stat().st_size == row.bytes and file_sha256(task.outputs[0]) == row.sha256
+
+
+def _journal(manifest: Path) -> Path:
+    return manifest.with_name(f".{manifest.stem}.journal")
 
 
 def _read_journal(path: Path) -> dict[str, ManifestRow]:

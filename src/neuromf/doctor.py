@@ -1,0 +1,409 @@
+"""``neuromf doctor``: can this machine run this configuration on these scans? One finding per line, with the remedy.
+
+Nothing is written but what is removed again at once, and no network is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import psutil
+import yaml
+from numpy.typing import NDArray
+
+from neuromf import config as configuration
+from neuromf import environment, gpu, meshnet
+from neuromf.codec.weights import perceptual_files, weights_path
+from neuromf.config import Codec, Config, Conform
+from neuromf.evaluation.extractors.published import WEIGHTS, weights_file
+from neuromf.planning.plan import PlanError, make_plan, size
+from neuromf.preprocess.synthstrip import find_synthstrip
+from neuromf.tables import SPLITS, Cohort, check_release, file_sha256, read_cohort, read_manifest, read_release
+from neuromf.volume import read_volume, voxel_sizes
+
+Status = Literal["ok", "warning", "blocker"]
+Floats = NDArray[np.float64]
+CUDA_BYTES = 2**30  # of CUDA's context, cuDNN and the allocator's gaps: an allowance, not measured here
+CPU_FACTOR = 2  # what passes take of a CPU's memory over what their tensors need (benchmarks/memory.py)
+NEARLY = 0.8  # of what there is: more is a warning
+LOOKED_AT = 32  # scans whose size is looked at before any was conformed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; ``remedy`` says what to do about a warning or a blocker."""
+
+    check: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        told = f"{self.status:<8} {self.check}: {self.found}"
+        return f"{told}\n{'':8} → {self.remedy}" if self.remedy else told
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is looked at.
+
+    Attributes:
+        workflow: folder of the Snakefile, presets and lock file.
+        settings: further settings, ``key=value`` as `snakemake --config` takes them.
+        config: resolved from config/config.yaml in the current folder and ``settings``.
+    """
+
+    workflow: Path
+    settings: tuple[str, ...]
+    config: Config
+
+    @property
+    def weights_dir(self) -> Path | None:
+        folder = self.config.weights_dir or os.environ.get("NEUROMF_WEIGHTS")
+        return Path(folder) if folder else None
+
+    def cohorts(self) -> list[Cohort]:
+        """Return the release's cohorts."""
+        table = Path("config/releases") / f"{self.config.release}.tsv"
+        names = dict.fromkeys(row.cohort for row in read_release(table))
+        return [read_cohort(Path("config/cohorts") / f"{name}.tsv") for name in names]
+
+
+def examine(workflow: Path, settings: Sequence[str] = ()) -> Iterator[Finding]:
+    """Yield the findings on the project in the current folder, the quick ones first.
+
+    Args:
+        workflow: folder of the Snakefile.
+        settings: as `Patient.settings`.
+    """
+    yield check_python()
+    yield check_packages(workflow / environment.LOCK)
+    try:
+        patient = Patient(workflow, tuple(settings), load_config(workflow, settings))
+    except (ValueError, OSError) as error:
+        yield Finding("configuration", "blocker", str(error), "correct config/config.yaml (settings: config/README.md)")
+        return
+    yield Finding("configuration", "ok", f"preset {patient.config.preset}, runs {', '.join(patient.config.runs)}")
+    checks: tuple[tuple[str, Callable[[Patient], Iterator[Finding]]], ...] = (
+        ("tables", check_tables),
+        ("folders", check_folders),
+        ("device", check_device),
+        ("memory", check_memory),
+        ("weights", check_weights),
+        ("field of view", check_field_of_view),
+        ("disk", check_disk),
+    )
+    for name, check in checks:
+        try:
+            yield from check(patient)
+        except (ValueError, OSError, RuntimeError) as error:
+            yield Finding(name, "blocker", str(error))
+
+
+def load_config(workflow: Path, settings: Sequence[str]) -> Config:
+    """Return the configuration that `snakemake --config <settings>` would run here.
+
+    Raises:
+        ConfigError: it is not valid, or a setting is no ``key=value``.
+    """
+    path = Path("config/config.yaml")
+    given = configuration.read_yaml(path) if path.is_file() else {}
+    for one in settings:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise configuration.ConfigError(f"{one!r} is no setting; write key=value, e.g. preset=methodology")
+        given = configuration.overlay(given, {key: yaml.safe_load(value)})
+    return configuration.load(given, workflow / "config" / "presets")
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def check_python() -> Finding:
+    """Python is the version that the packages are locked for."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if version.rpartition(".")[0] == environment.PYTHON:
+        return Finding("Python", "ok", version)
+    return Finding("Python", "blocker", version, f"install Python {environment.PYTHON} and run `make install`")
+
+
+def check_packages(lock: Path) -> Finding:
+    """The installed packages are those of the lock file; one that NeuroMF needs and that is missing blocks."""
+    remedy = "run `make install`, or python -m pip install --require-hashes -r requirements.lock"
+    if not lock.is_file():
+        return Finding(
+            "packages", "warning", f"{lock} is missing: nothing to compare with", "name a checkout: --workflow"
+        )
+    locked, installed = environment.locked_packages(lock), environment.installed_packages()
+    needed = environment.needed_packages()
+    if absent := sorted(needed - installed.keys()):
+        return Finding("packages", "blocker", f"{', '.join(absent)} not installed", remedy)
+    there = {name: version for name, version in locked.items() if name in installed}
+    other = [
+        f"{name} {installed[name]} (locked: {version})" for name, version in there.items() if installed[name] != version
+    ]
+    if other:
+        found = f"{len(other)} of other versions than those that were tested: {', '.join(other[:5])}"
+        return Finding("packages", "warning", found, remedy)
+    return Finding("packages", "ok", f"{len(there)} as locked")
+
+
+def check_folders(patient: Patient) -> Iterator[Finding]:
+    """What the workflow writes to can be written to."""
+    folders = [Path("results"), Path(".snakemake")]
+    if closed := ", ".join(str(folder.absolute()) for folder in folders if not _writable(folder)):
+        remedy = "change its rights, or run in a folder of your own"
+        yield Finding("folders", "blocker", f"{closed} cannot be written to", remedy)
+    else:
+        yield Finding("folders", "ok", f"{' and '.join(map(str, folders))} in {Path.cwd()} can be written to")
+
+
+def check_device(patient: Patient) -> Iterator[Finding]:
+    """The device that the configuration asks for is there."""
+    device, gpus = patient.config.device, gpu.installed_gpus()
+    wanted = max(patient.config.for_run(run).train.devices for run in patient.config.runs)
+    if device == "cpu":
+        yield Finding("device", "ok", f"networks run on the CPU ({os.cpu_count()} cores), as `device: cpu` asks")
+    elif not gpus and device == "cuda":
+        yield Finding(
+            "device", "blocker", "`device: cuda` and no GPU is found", "check nvidia-smi, or set `device: auto`"
+        )
+    elif not gpus:
+        voxels = "×".join(map(str, patient.config.preprocess.conform.shape))
+        found = f"no GPU is found: networks would run on {os.cpu_count()} CPU cores, on {voxels} voxels"
+        yield Finding("device", "warning", found, "use a machine with a GPU, or a small preset (preset=demo)")
+    else:
+        names = ", ".join(f"{one.name} ({size(one.memory_bytes)})" for one in gpus)
+        if wanted > len(gpus):
+            yield Finding(
+                "device", "blocker", f"train.devices = {wanted}, found {names}", f"set train.devices: {len(gpus)}"
+            )
+        elif other := gpu.dealt_elsewhere():
+            yield Finding("device", "ok", f"{names}; {other} is set, so jobs are not dealt a GPU each")
+        else:
+            yield Finding("device", "ok", f"{names}; each job with a GPU gets one of its own")
+
+
+def check_memory(patient: Patient) -> Iterator[Finding]:
+    """A training of each run fits into the memory of the device."""
+    from neuromf.training.memory import training_memory
+
+    gpus = [] if patient.config.device == "cpu" else gpu.installed_gpus()
+    for run in patient.config.runs:
+        settings = patient.config.for_run(run)
+        memory = training_memory(settings)
+        if gpus:
+            needed, there = memory.bytes + CUDA_BYTES, min(one.memory_bytes for one in gpus)
+            where = f"of {size(there)} on the GPU"
+        else:
+            needed, there = memory.states + CPU_FACTOR * memory.working, psutil.virtual_memory().total
+            where = f"of {size(there)} in this machine"
+        found = (
+            f"training {run} ({memory.parameters / 1e6:.1f} M parameters, {settings.train.batch_size} latents) takes"
+            f" {size(needed)} {where}: {size(memory.states)} for weights, moments and averages, {size(memory.working)} for gradients and"
+            " activations, the rest for libraries"
+        )
+        remedy = (
+            "lower train.batch_size, set train.checkpointing: true or train.precision: bf16, or use more train.devices"
+        )
+        if needed > NEARLY * there:
+            yield Finding("memory", "blocker" if needed > there else "warning", found, remedy)
+        else:
+            yield Finding("memory", "ok", found)
+
+
+# --- the project ----------------------------------------------------------------------------------------------------
+
+
+def check_tables(patient: Patient) -> Iterator[Finding]:
+    """The release and its cohorts can be read and fit each other."""
+    table = Path("config/releases") / f"{patient.config.release}.tsv"
+    rows, cohorts = read_release(table), {cohort.name: cohort for cohort in patient.cohorts()}
+    check_release(table, rows, cohorts)
+    splits = ", ".join(f"{sum(row.split == split for row in rows)} {split}" for split in SPLITS)
+    absent = [one.root for one in cohorts.values() if one.source != "phantom" and not one.root.is_dir()]
+    if absent:
+        remedy = "mount it, or correct `root` in config/cohorts/*.json"
+        yield Finding("tables", "blocker", f"the scans' folder {', '.join(map(str, absent))} is not there", remedy)
+    else:
+        names = ", ".join(cohorts)
+        yield Finding("tables", "ok", f"release {patient.config.release}: {len(rows)} scans ({splits}) of {names}")
+
+
+def check_weights(patient: Patient) -> Iterator[Finding]:
+    """The published weights that the configuration names are there and are the published ones."""
+    for what, find in _weights(patient):
+        try:
+            path = find()
+        except (ValueError, OSError) as error:
+            yield Finding("weights", "blocker", f"{what}: {error}")
+        else:
+            yield Finding("weights", "ok", f"{what}: {path}")
+    lpips = perceptual_files(patient.weights_dir)
+    if absent := [str(file) for file in lpips if not file.is_file()]:
+        found = f"LPIPS: {' and '.join(absent)} missing, so it is not measured"
+        yield Finding("weights", "warning", found, "docs/codec.md says where to fetch them")
+
+
+def check_field_of_view(patient: Patient) -> Iterator[Finding]:
+    """Few brains reach out of the grid that scans are brought to.
+
+    Goes by what the stage conform found; before it ran, by the brains' extents in scans that are stripped already; for whole
+    heads, in which no brain is known yet, by that of the ICBM152 template.
+    """
+    conform = patient.config.preprocess.conform
+    crop = np.array(conform.shape) * conform.spacing_mm
+    grid = f"the grid of {_millimetres(crop)}"
+    if cut := [share for cohort in patient.cohorts() for share in _cut_fractions(cohort, conform)]:
+        beyond = sum(share > conform.max_cut_fraction for share in cut)
+        wanted = crop * 1.1
+        found = (
+            f"of {len(cut)} scans conformed so far {beyond} ({beyond / len(cut):.0%}) lose more than"
+            f" {conform.max_cut_fraction:.0%} of the brain to {grid}, at most {max(cut):.1%}"
+        )
+    elif boxes := [box for cohort in patient.cohorts() for box in _brain_boxes(cohort)]:
+        beyond = sum(bool((box > crop).any()) for box in boxes)
+        wanted = np.max(boxes, axis=0)
+        found = (
+            f"of {len(boxes)} stripped scans looked at {beyond} ({beyond / len(boxes):.0%}) are larger than {grid}; the"
+            f" largest span {_millimetres(wanted)}"
+        )
+    else:
+        adult = _template_box()
+        beyond, wanted = int((adult > crop).any()), adult * 1.1
+        found = (
+            f"no scan is conformed yet; the ICBM152 brain spans {_millimetres(adult)}, {grid} is"
+            f" {'smaller' if beyond else 'larger'}"
+        )
+    shape = [int(-(-side // (4 * conform.spacing_mm)) * 4) for side in np.maximum(wanted, crop)]
+    remedy = f"set preprocess.conform.shape to {shape} or more, or a larger preprocess.conform.spacing_mm"
+    yield Finding("field of view", "warning", found, remedy) if beyond else Finding("field of view", "ok", found)
+
+
+def check_disk(patient: Patient) -> Iterator[Finding]:
+    """What the plan is expected to write fits on the disk."""
+    free = shutil.disk_usage(".").free
+    arguments = ["--snakefile", str(patient.workflow / "Snakefile")]
+    try:
+        plan = make_plan([*arguments, *(["--config", *patient.settings] if patient.settings else [])])
+    except PlanError as error:
+        said = [line.strip() for line in str(error).splitlines()]
+        first = next((number for number, line in enumerate(said) if "rror" in line), 0)
+        yield Finding(
+            "plan", "blocker", f"snakemake refuses: {' '.join(said[first : first + 2])}", "see `neuromf plan`"
+        )
+        return
+    if plan.refusal:
+        remedy = "`neuromf plan` says which, why and what to do"
+        yield Finding("plan", "blocker", "finished models would be trained again", remedy)
+    unknown = sorted({job.rule for job in plan.unknown})
+    rest = f"; nothing recorded yet of {len(unknown)} rules" if unknown else ""
+    found = f"{size(free)} free, {size(plan.bytes)} expected by `neuromf plan`{rest}"
+    remedy = "free space, or put results/ on another disk (a symbolic link will do)"
+    if plan.bytes > free:
+        yield Finding("disk", "blocker", found, remedy)
+    elif plan.bytes > NEARLY * free:
+        yield Finding("disk", "warning", found, remedy)
+    else:
+        yield Finding("disk", "ok", found)
+
+
+def _weights(patient: Patient) -> Iterator[tuple[str, Callable[[], Path]]]:
+    """Yield what has published weights, and how they are found and checked."""
+    config, folder = patient.config, patient.weights_dir
+    if config.codec.weights != "trained":
+        yield f"codec {config.codec.name}", partial(_codec_weights, config.codec, folder)
+    backend = config.preprocess.skull_strip.backend
+    if backend == "synthstrip":
+        yield f"skull strip {backend}", partial(find_synthstrip, folder)
+    for extractor in config.evaluate.extractors:
+        if extractor in WEIGHTS and not WEIGHTS[extractor].fetched:
+            yield f"extractor {extractor}", partial(weights_file, extractor, folder)
+    for network in (backend, *config.evaluate.segmenters):
+        if network in meshnet.PUBLISHED:
+            yield f"network {network}", partial(meshnet.find_weights, network, folder)
+    for run in config.runs:
+        train = config.for_run(run).train
+        if train.from_nv_generate:
+            yield f"warm start of {run}", partial(_existing, Path(str(train.warm_start)))
+
+
+def _codec_weights(settings: Codec, folder: Path | None) -> Path:
+    path = weights_path(settings, weights_dir=folder)
+    if settings.sha256 and (found := file_sha256(path)) != settings.sha256:
+        raise ValueError(f"{path} has sha256 {found}, codec.sha256 says {settings.sha256}: fetch it again")
+    return path
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: fetch NV-Generate's weights, or change train.warm_start")
+    return path
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made in a folder, or the folder in the nearest one that exists."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-"):
+            return True
+    except OSError:
+        return False
+
+
+def _cut_fractions(cohort: Cohort, conform: Conform) -> list[float]:
+    """Return the share of the brain that each scan of a cohort lost which was conformed to the grid of now."""
+    shares: list[float] = []
+    for manifest in sorted(Path(f"results/cohorts/{cohort.name}/preprocessed/manifests/conform").glob("shard-*.tsv")):
+        rows = [row for row in read_manifest(manifest) if row.ok and (manifest.parent / row.file).is_file()]
+        if rows and _on_grid(manifest.parent / rows[0].file, conform):
+            shares += [float(row.figures["cut_fraction"]) for row in rows]
+    return shares
+
+
+def _on_grid(path: Path, conform: Conform) -> bool:
+    image = nib.load(path)
+    return image.shape == conform.shape and np.allclose(voxel_sizes(image.affine), conform.spacing_mm, rtol=1e-3)
+
+
+def _brain_boxes(cohort: Cohort) -> list[Floats]:
+    """Return the brains' extents in mm along R, A and S, (3,), in some of a cohort's stripped scans."""
+    scans = [scan for scan in cohort.scans if scan.skull_stripped]
+    some = scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]
+    return [box for scan in some if (box := _brain_box(cohort.root / scan.image)) is not None]
+
+
+def _brain_box(path: Path) -> Floats | None:
+    try:
+        image = nib.as_closest_canonical(read_volume(path))
+        brain = np.asarray(image.dataobj) != 0
+    except (OSError, ValueError):
+        return None  # the first stage makes it a failed row, with the reason
+    return _box(brain, image) if brain.any() else None
+
+
+def _template_box() -> Floats:
+    """Return the extent of ICBM152's brain in mm, (3,)."""
+    from nilearn.datasets import load_mni152_brain_mask
+
+    mask = nib.as_closest_canonical(load_mni152_brain_mask(resolution=2))
+    return _box(np.asarray(mask.dataobj) > 0, mask)
+
+
+def _box(brain: NDArray[np.bool_], image: nib.Nifti1Image) -> Floats:
+    inside = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return np.array([np.ptp(places) + 1 for places in inside]) * voxel_sizes(image.affine)
+
+
+def _millimetres(extent: Floats) -> str:
+    return f"{'×'.join(f'{side:.0f}' for side in extent)} mm"

@@ -1,0 +1,76 @@
+"""The locked packages: what is installed is compared with them, and the rules' conda environment is made from them.
+
+python -m neuromf.environment            # write envs/neuromf.yaml
+python -m neuromf.environment --check    # exit code 1 when it does not fit requirements.lock
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+PYTHON = "3.11"
+LOCK, CONDA = Path("requirements.lock"), Path("envs/neuromf.yaml")
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
+
+
+def locked_packages(lock: Path) -> dict[str, str]:
+    """Return name -> version of every package in a lock file that pip-compile wrote.
+
+    Raises:
+        ValueError: it locks nothing.
+    """
+    packages = {_normal(name): version for name, version in _PIN.findall(lock.read_text(encoding="utf-8"))}
+    if not packages:
+        raise ValueError(f"{lock} locks no package; restore it, or write it again with `make lock`")
+    return packages
+
+
+def installed_packages() -> dict[str, str]:
+    """Return name -> version of every package that this Python finds."""
+    return {_normal(one.metadata["Name"]): one.version for one in importlib.metadata.distributions()}
+
+
+def needed_packages() -> set[str]:
+    """Return the packages that NeuroMF itself names and needs to run."""
+    wanted = importlib.metadata.requires("neuromf") or []
+    return {_normal(re.split(r"[^A-Za-z0-9._-]", one, maxsplit=1)[0]) for one in wanted if "extra ==" not in one}
+
+
+def conda_environment(packages: Mapping[str, str]) -> str:
+    """Return the content of ``envs/neuromf.yaml``: Python and the locked packages.
+
+    The pins are written out, since Snakemake copies the file away from the lock. NeuroMF itself comes from the checkout
+    whose workflow runs (workflow_scripts/job.py).
+    """
+    pins = "".join(f"      - {name}=={version}\n" for name, version in sorted(packages.items()))
+    return (
+        "# For `snakemake --sdm conda`: Python and the packages of requirements.lock. Written by `make generated`.\n"
+        "name: neuromf\n"
+        "channels: [conda-forge]\n"
+        "dependencies:\n"
+        f"  - python={PYTHON}\n"
+        "  - pip\n"
+        "  - pip:\n"
+        f"{pins}"
+    )
+
+
+def _normal(name: str) -> str:
+    """Return a package's name as indices compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def main() -> None:
+    wanted = conda_environment(locked_packages(LOCK))
+    if "--check" not in sys.argv:
+        CONDA.write_text(wanted, encoding="utf-8")
+    elif CONDA.read_text(encoding="utf-8") != wanted:
+        sys.exit(f"{CONDA} does not fit {LOCK}: run `make generated`")
+
+
+if __name__ == "__main__":
+    main()
