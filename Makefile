@@ -29,7 +29,7 @@ check: install
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
 	$(BIN)/mypy
-	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakefmt --check Snakefile rules workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m neuromf.config_reference --check
 	$(BIN)/python -m neuromf.environment --check

@@ -53,6 +53,7 @@ onstart:
 rule all:
     default_target: True
     input:
+        [path for cohort in COHORTS for path in all_manifests(cohort)],  # or a lost file that nothing takes stays lost
         f"{RELEASE_FOLDER}/report/index.html",
         f"{RELEASE_FOLDER}/paper/latents.png",
         f"{RELEASE_FOLDER}/paper/spectrum.png",

@@ -12,9 +12,9 @@ from neuromf.lock import remove_stale_locks
 from neuromf.planning.jobs import planned_jobs, write_call
 from neuromf.planning.retraining import keep_replaced
 from neuromf.provenance import code_hash
-from neuromf.shards import forget_lost_files
+from neuromf.shards import lost_note, note_lost_files
 
-PROJECT = Path(workflow.basedir)
+PROJECT = Path(str(workflow.current_basedir)).parent
 CONFIG = configuration.load(config, PROJECT / "config" / "presets")
 RELEASE_TABLE = f"config/releases/{CONFIG.release}.tsv"
 RELEASE = tables.read_release(Path(RELEASE_TABLE))
@@ -80,6 +80,11 @@ def shard_rows(wildcards):
     return tables.content_hash([vars(scan) for scan in scans])
 
 
+def lost(stage):
+    """Input function of a param: which files of the shard were found to be lost, when last one was."""
+    return lambda wildcards: lost_note(Path(MANIFEST.format(stage=stage, **wildcards)))
+
+
 def manifests(cohort, stage):
     return [MANIFEST.format(cohort=cohort, stage=stage, shard=shard) for shard in shards(cohort)]
 
@@ -101,8 +106,10 @@ def raw_heads(wildcards):
 
 
 if ALONE:
-    for lost in forget_lost_files(Path(p) for cohort in COHORTS for stage in STAGES for p in manifests(cohort, stage)):
-        logger.warning(f"{lost} is gone or of another size than its manifest says; its shard makes it again")
+    for path in note_lost_files(Path(p) for cohort in COHORTS for stage in STAGES for p in manifests(cohort, stage)):
+        logger.warning(
+            f"{os.path.normpath(path)} is gone or of another size than its manifest says; its shard makes it again"
+        )
 
 
 # --- releases -------------------------------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def weights_folder():
 
 
 def code(script, function):
-    """Hash of what a rule computes with: its script's statements and the function behind it."""
+    """Hash of what a job computes with: its script's statements and the function behind it."""
     return code_hash(function, PROJECT / f"workflow_scripts/{script}.py")
 
 
@@ -163,22 +170,33 @@ CODE = {
     "statistics": code("latent_statistics", "neuromf.latents.statistics:compute_statistics"),
     "train": code("train", "neuromf.training.run:train_run"),
 }
-PREPROCESSED_BY = tables.content_hash(
-    [
-        tables.file_sha256(Path(RELEASE_TABLE)),
-        CONFIG.preprocess.model_dump(mode="json"),
-        CONFIG.phantom.model_dump(mode="json") if any(c.source == "phantom" for c in COHORTS.values()) else None,
-        [CODE[stage] for stage in ("phantom", *STAGES)],
-    ]
+PREPROCESSING = [
+    CONFIG.preprocess.model_dump(mode="json"),
+    CONFIG.phantom.model_dump(mode="json") if any(c.source == "phantom" for c in COHORTS.values()) else None,
+    [CODE[stage] for stage in ("phantom", *STAGES)],
+]
+PREPROCESSED_BY = tables.content_hash([tables.file_sha256(Path(RELEASE_TABLE)), *PREPROCESSING])
+# A codec of one's own is trained once, on the release that first asks for it, and frozen: a later release takes it as it
+# is. So its training's hash leaves the release out, and `train_codec` is there only until it is made.
+CODEC_TRAINED_BY = tables.content_hash(
+    [CONFIG.codec.model_dump(mode="json"), CONFIG.codec_training.model_dump(mode="json"), CODE["train_codec"]]
+    + PREPROCESSING
 )
-CODEC_TRAINED_BY = [CONFIG.codec_training.model_dump(mode="json"), CODE["train_codec"], PREPROCESSED_BY]
+CODEC_STAMP = f"{CODEC_FOLDER}/made_from"
 CODEC_SETTINGS = CONFIG.codec.model_dump(mode="json") | {
     "identity": (
-        tables.content_hash(CODEC_TRAINED_BY)
+        CODEC_TRAINED_BY
         if CONFIG.codec.weights == "trained"
         else codec_identity(CONFIG.codec, weights_dir=weights_folder() or None)
     )
 }
+
+
+def codec_is_made():
+    made_from = Path(CODEC_STAMP)
+    return made_from.is_file() and made_from.read_text() == CODEC_TRAINED_BY and Path(trained_codec()).is_file()
+
+
 ENCODED_BY = tables.content_hash([PREPROCESSED_BY, CODEC_SETTINGS, CODE["encode"]])
 
 

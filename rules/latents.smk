@@ -1,34 +1,38 @@
 # Latents: the codec (one's own, where asked for), encoding of every shard, statistics of a release, the codec's gate.
 
 
-rule train_codec:
-    input:
-        manifests=released(CONFORMED, "train_codec", PREPROCESSED_BY),
-        failed=quality_gates,
-    output:
-        weights=f"{CODEC_FOLDER}/codec.safetensors",
-        about=f"{CODEC_FOLDER}/codec.json",
-        table=f"{CODEC_FOLDER}/training.csv",
-    log:
-        f"results/logs/train_codec/{CONFIG.codec.name}.log",
-    benchmark:
-        f"results/benchmarks/train_codec/{CONFIG.codec.name}.tsv"
-    conda:
-        "../envs/neuromf.yaml"
-    threads: 32
-    resources:
-        **NETWORK_JOB,
-        stamp=stamp("train_codec"),
-        device=CONFIG.device,
-        weights_dir=weights_folder(),
-    params:
-        release=RELEASE_TABLE,
-        codec=CONFIG.codec.model_dump(mode="json"),
-        settings=CONFIG.codec_training.model_dump(mode="json"),
-        upstream=PREPROCESSED_BY,
-        code=CODE["train_codec"],
-    script:
-        "../workflow_scripts/train_codec.py"
+if CONFIG.codec.weights == "trained" and not codec_is_made():
+
+    rule train_codec:
+        input:
+            manifests=lambda wildcards: [
+                CONFORMED.format(cohort=c, shard=s) for c in COHORTS for s in released_shards(c)
+            ],
+            failed=quality_gates,
+        output:
+            weights=f"{CODEC_FOLDER}/codec.safetensors",
+            about=f"{CODEC_FOLDER}/codec.json",
+            table=f"{CODEC_FOLDER}/training.csv",
+        log:
+            f"results/logs/train_codec/{CONFIG.codec.name}.log",
+        benchmark:
+            f"results/benchmarks/train_codec/{CONFIG.codec.name}.tsv"
+        conda:
+            "../envs/neuromf.yaml"
+        threads: 32
+        resources:
+            **NETWORK_JOB,
+            stamp=CODEC_STAMP,
+            device=CONFIG.device,
+            weights_dir=weights_folder(),
+        params:
+            release=RELEASE_TABLE,
+            codec=CONFIG.codec.model_dump(mode="json"),
+            settings=CONFIG.codec_training.model_dump(mode="json"),
+            upstream=CODEC_TRAINED_BY,
+            code=CODE["train_codec"],
+        script:
+            "../workflow_scripts/train_codec.py"
 
 
 rule encode:

@@ -192,7 +192,7 @@ rule report:
     resources:
         **CPU_JOB,
     params:
-        config=CONFIG.model_dump(mode="json", exclude={"retrain"}),
+        config=configuration.deciding(CONFIG),
         cohorts=list(COHORTS),
         sample_sets=sample_sets(),
         trained_models=trained_models(),

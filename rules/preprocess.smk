@@ -21,6 +21,7 @@ rule skull_strip:
         rows=shard_rows,
         settings=CONFIG.preprocess.skull_strip.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
+        lost=lost("skull_strip"),
         code=CODE["skull_strip"],
     script:
         "../workflow_scripts/skull_strip.py"
@@ -43,6 +44,7 @@ rule bias_correct:
     params:
         settings=CONFIG.preprocess.bias_field.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
+        lost=lost("bias_correct"),
         code=CODE["bias_correct"],
     script:
         "../workflow_scripts/bias_correct.py"
@@ -65,6 +67,7 @@ rule conform:
     params:
         settings=CONFIG.preprocess.conform.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
+        lost=lost("conform"),
         code=CODE["conform"],
     script:
         "../workflow_scripts/conform.py"

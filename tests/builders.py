@@ -47,6 +47,7 @@ class Project:
 
     def with_checkout(self, folder: Path) -> Project:
         """Return the same project with a checkout of the repository of its own, whose files are all new."""
+        folder.mkdir()
         for name in WORKFLOW:
             copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copyfile
             copy(REPOSITORY / name, folder / name)
@@ -88,7 +89,9 @@ class Project:
         done = self.snakemake(*arguments, "--dry-run", "--quiet", "reason")
         lines = (line.split() for line in done.stdout.splitlines() + done.stderr.splitlines())
         return {
-            words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit() and words[0] != "total"
+            words[0]: int(words[1])
+            for words in lines
+            if len(words) == 2 and words[0].isidentifier() and words[1].isdigit() and words[0] != "total"
         }
 
     def configure(self, **settings: object) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).parents[1] / "src"
-sys.path.insert(0, str(SOURCES))  # the checkout whose workflow runs, in an environment that holds the packages alone too
+sys.path.insert(0, str(SOURCES))  # the checkout whose workflow runs, also where packages alone are installed
 os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 from neuromf import gpu, tables

@@ -408,6 +408,20 @@ NO_RESULT = (
 )
 
 
+def deciding(config: Config) -> dict[str, Any]:
+    """Return a configuration as JSON without the settings that change no result, of its runs too."""
+
+    def decide(settings: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in settings.items() if key not in ("device", "weights_dir", "retrain")}
+        for section, names in (("train", {*NO_RESULT} - {"seeds"}), ("sample", {"batch_size"})):
+            if section in kept:
+                kept[section] = {key: value for key, value in kept[section].items() if key not in names}
+        return kept
+
+    content = decide(config.model_dump(mode="json"))
+    return content | {"runs": {run: decide(changes) for run, changes in content["runs"].items()}}
+
+
 # --- sampling, evaluation, report -----------------------------------------------------------------------------------
 
 

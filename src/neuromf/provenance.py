@@ -42,7 +42,7 @@ def code_hash(function: str, script: Path | None = None) -> str:
         raise ValueError(f"{function}: {module} defines no {name!r} at its top level")
     reached: set[Definition] = set()
     _reach((module, name), reached)
-    parts = [f"{m}:{n}:{_dump(statement)}" for m, n in sorted(reached) for statement in _module(m).definitions[n]]
+    parts = [f"{m}:{n}:{text}" for m, n in sorted(reached) for text in _texts((m, n))]
     if script is not None:
         parts.append(_dump(_Bare().visit(ast.parse(script.read_text(encoding="utf-8")))))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -63,11 +63,22 @@ def _reach(definition: Definition, reached: set[Definition]) -> None:
     if definition in reached:
         return
     reached.add(definition)
-    module = _module(definition[0])
-    for statement in module.definitions[definition[1]]:
-        for name, attributes in _names(statement):
-            if target := _resolve(definition[0], name, attributes):
-                _reach(target, reached)
+    for target in _targets(definition):
+        _reach(target, reached)
+
+
+@cache
+def _targets(definition: Definition) -> frozenset[Definition]:
+    """Return the definitions inside neuromf that a definition names."""
+    module, name = definition
+    named = {found for statement in _module(module).definitions[name] for found in _names(statement)}
+    return frozenset(target for found in named if (target := _resolve(module, *found)))
+
+
+@cache
+def _texts(definition: Definition) -> tuple[str, ...]:
+    """Return a definition's statements as text."""
+    return tuple(_dump(statement) for statement in _module(definition[0]).definitions[definition[1]])
 
 
 def _resolve(module: str, name: str, attributes: tuple[str, ...]) -> Definition | None:

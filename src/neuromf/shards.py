@@ -14,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     Future,
@@ -118,22 +119,32 @@ def run_shard(
     return rows
 
 
-def forget_lost_files(manifests: Iterable[Path]) -> list[Path]:
-    """Remove the manifests that name files which are gone or of another size, so that their shards' jobs run again.
+def note_lost_files(manifests: Iterable[Path]) -> list[Path]:
+    """Leave a note beside each manifest that names files which are gone or of another size; return those files.
 
-    Those jobs make the lost files alone: what their journal knows to be intact is not made again. A look at names and sizes
-    only, some 10 µs a file; a flipped bit is found where the file is read.
-
-    Returns:
-        The lost files.
+    The note (`lost_note`) is a param of the shard's jobs: a new one has them run again, and they make the lost files alone,
+    since what their journal knows to be intact is skipped. The manifest itself stays: were it missing, Snakemake
+    would run all that follows, `ancient()` or not. Names and sizes are looked at only, some 10 µs a file; a flipped bit is
+    found where the file is read.
     """
     lost = []
     for manifest in manifests:
-        gone = [path for path, size in _claimed(manifest) if not path.is_file() or path.stat().st_size != size]
-        if gone:
-            manifest.unlink()
-            lost += gone
+        gone = sorted(path for path, size in _claimed(manifest) if not path.is_file() or path.stat().st_size != size)
+        lost += gone
+        note = _note(manifest)
+        if gone and not (note.is_file() and note.stat().st_mtime_ns >= manifest.stat().st_mtime_ns):
+            write_text(note, f"{time.time_ns()}\n" + "".join(f"{path.name}\n" for path in gone))
     return lost
+
+
+def lost_note(manifest: Path) -> str:
+    """Return the last note of lost files that was left beside a manifest, or nothing."""
+    note = _note(manifest)
+    return note.read_text(encoding="utf-8") if note.is_file() else ""
+
+
+def _note(manifest: Path) -> Path:
+    return manifest.with_name(f".{manifest.stem}.lost")
 
 
 def finished_scans(manifest: Path) -> dict[str, Path]:

@@ -33,13 +33,17 @@ def sources(monkeypatch):
     """A package `neuromf` of two modules whose sources a test may change."""
     texts = {"neuromf": "", "neuromf.library": LIBRARY, "neuromf.base": BASE}
 
+    def forget() -> None:
+        for known in (provenance._module, provenance._targets, provenance._texts):
+            known.cache_clear()
+
     def code_hash() -> str:
-        provenance._module.cache_clear()
+        forget()
         return provenance.code_hash("neuromf.library:entry")
 
     monkeypatch.setattr(provenance, "_source", texts.get)
     yield texts, code_hash
-    provenance._module.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from neuromf.shards import ShardError, Task, check_failures, finished_scans, forget_lost_files, run_shard
+from neuromf.shards import ShardError, Task, check_failures, finished_scans, lost_note, note_lost_files, run_shard
 from neuromf.tables import ManifestRow, read_manifest, write_manifest
 
 # Work must be importable in a spawned process, as that of the stages is.
@@ -146,17 +146,21 @@ def test_what_is_unchanged_and_intact_is_skipped(tmp_path: Path, shard: Shard) -
     assert shard(todo, settings={"a": 2}, code="v2")[0] == ["a", "b", "c"]
 
 
-def test_manifests_that_claim_lost_or_cut_files_are_forgotten(tmp_path: Path, shard: Shard) -> None:
+def test_lost_and_cut_files_are_noted_once_until_they_are_made_again(tmp_path: Path, shard: Shard) -> None:
     todo = tasks(tmp_path, {"a": "1", "b": "22", "bad": "-1"})
     shard(todo)
-    nowhere = shard.manifest.with_name("no-such-shard.tsv")
-    assert forget_lost_files([shard.manifest, nowhere]) == [] and shard.manifest.is_file()
+    manifest, nowhere = shard.manifest, shard.manifest.with_name("no-such-shard.tsv")
+    assert note_lost_files([manifest, nowhere]) == [] and lost_note(manifest) == lost_note(nowhere) == ""
     (tmp_path / "out" / "b.txt").write_text("4")  # cut
-    assert [path.name for path in forget_lost_files([shard.manifest])] == ["b.txt"]
-    assert not shard.manifest.exists()
+    assert [path.name for path in note_lost_files([manifest])] == ["b.txt"]
+    noted = lost_note(manifest)
+    assert "b.txt" in noted and note_lost_files([manifest]) and lost_note(manifest) == noted, "whoever asks again"
     assert shard(todo)[0] == ["b", "bad"]
-    (tmp_path / "out" / "a.txt").unlink()
-    assert [path.name for path in forget_lost_files([shard.manifest])] == ["a.txt"]
+    assert note_lost_files([manifest]) == [] and lost_note(manifest) == noted, (
+        "made again, and no reason to run once more"
+    )
+    (tmp_path / "out" / "b.txt").unlink()
+    assert note_lost_files([manifest]) and lost_note(manifest) != noted, "lost once more"
 
 
 def test_failed_scans_are_tried_again_and_leave_no_stale_output(tmp_path: Path, shard: Shard) -> None:

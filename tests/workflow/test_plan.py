@@ -71,6 +71,17 @@ def test_a_setting_and_a_lost_file_and_an_edit_are_told_apart(configured, tmp_pa
     assert said["sample"].endswith("after train") and "encode" not in said
     configured.configure(**SETTINGS)
 
+    lost = next((configured.folder / "results/cohorts/study/preprocessed").rglob("sub-p03_desc-n4_T1w.nii.gz"))
+    kept = lost.rename(tmp_path / lost.name)
+    try:
+        said = lines(plan(configured))
+    finally:
+        kept.rename(lost)
+        for note in (configured.folder / "results").rglob(".shard-*.lost"):
+            note.unlink()
+    assert said["bias_correct"].split()[:2] == ["1", "1"], "one job, one scan"
+    assert said["bias_correct"].endswith(f"missing file: {lost.name}")
+
     picture = configured.folder / "results/releases/first/paper/spectrum.png"
     content = picture.read_bytes()
     picture.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from neuromf.tables import write_json
 
 Kind = Literal["new", "missing file", "new data", "setting", "code", "environment", "interrupted", "asked for", "after"]
 DATA = ("rows", "release")  # params that stand for rows of tables
+LOST = "lost"  # param that notes the files of a shard which are gone (`neuromf.shards.lost_note`)
 DERIVED = ("upstream", "identity")  # hashes of what made the inputs: they change with other jobs
 _NAMED = 3  # rules named of those that a job comes after
 _LONGEST = 40  # characters of a setting's value that are shown
@@ -126,21 +127,23 @@ def _why(workflow: Any, job: Any, after: tuple[str, ...]) -> tuple[Kind, str]:
         return ("interrupted", "the job was killed") if killed else ("asked for", "--force, --forcerun or --forceall")
     if absent := [str(file) for file in job.output if not Path(file).exists()]:
         ran = bool(job.benchmark) and Path(job.benchmark).is_file()
-        return ("missing file", absent[0]) if ran else ("new", "not made yet")
+        return ("missing file", _listed(absent)) if ran else ("new", "not made yet")
     if changed := reason.params_changed or workflow.persistence.params_changed(job):
         names, settings = _changed_params(dict(job.params.items()), changed.only_old, changed.only_new)
-        if names & set(DATA):
-            return "new data", "rows of the table"
         if settings:
             return "setting", ", ".join(settings)
         if "code" in names:
             return "code", "of this rule"
+        if names & set(DATA):
+            return "new data", "rows of the table"
+        if LOST in names:
+            return "missing file", _listed(job.params.lost.splitlines()[1:])
     if reason.input_changed:
         return "new data", "other input files"
     if reason.software_stack_changed:
         return "environment", "its definition"
     if newer := sorted(str(file) for file in reason.updated_input - reason.updated_input_run):
-        return "new data", f"{newer[0]} is newer"
+        return "new data", f"newer {_listed(newer)}"
     return ("after", "") if after else ("new data", "what its inputs were made from")
 
 
@@ -155,7 +158,9 @@ def _changed_params(
     names = {name for name, value in now.items() if repr(value) in only_new}
     before = [ast.literal_eval(text) for text in only_old]
     mappings = [value for value in before if isinstance(value, dict)]
-    plain = {name: now[name] for name in sorted(names - {*DATA, *DERIVED, "code"}) if not isinstance(now[name], dict)}
+    plain = {
+        name: now[name] for name in sorted(names - {*DATA, *DERIVED, LOST, "code"}) if not isinstance(now[name], dict)
+    }
     others = [value for value in before if not isinstance(value, dict | str)]
     changes = (
         [f"{name} {_short(old)} → {_short(new)}" for (name, new), old in zip(plain.items(), others, strict=True)]
@@ -178,6 +183,10 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         elif before != now and key not in DERIVED:
             found.append(f"{prefix}{key} {_short(before)} → {_short(now)}")
     return found
+
+
+def _listed(files: Sequence[str]) -> str:
+    return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else files[0]
 
 
 def _short(value: Any) -> str:

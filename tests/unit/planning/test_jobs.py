@@ -17,12 +17,18 @@ class Changes(SimpleNamespace):
         return bool(self.only_old or self.only_new)
 
 
+class Params(dict[str, Any]):
+    """Params by key and as attributes, as Snakemake has them."""
+
+    __getattr__ = dict.__getitem__
+
+
 class FakeJob:
     """A job with the parts of Snakemake's that are read."""
 
     def __init__(self, rule: str, output: str, params: dict[str, Any], **reason: Any) -> None:
         self.rule = SimpleNamespace(name=rule, norun=rule == "all")
-        self.output, self.params, self.benchmark = [output], params, f"{output}.benchmark"
+        self.output, self.params, self.benchmark = [output], Params(params), f"{output}.benchmark"
         self.wildcards_dict, self.resources = {"shard": "0000"}, {"gpu": 1, "stamp": "a-stamp"}
         self.old = reason.pop("old", params)
         self.incomplete = reason.pop("incomplete", [])
@@ -88,10 +94,21 @@ def test_hashes_are_told_apart_by_their_param(param: str, why: str) -> None:
     assert reason_of(FakeJob("conform", "made", {param: "new"}, old={param: "old"}))[0] == why
 
 
+def test_files_that_a_shard_has_lost_are_missing() -> None:
+    old, new = {"lost": "", "rows": "same"}, {"lost": "123\na.nii.gz\nb.nii.gz\n", "rows": "same"}
+    job = FakeJob("conform", "made", new, old=old)
+    assert reason_of(job) == ("missing file", "a.nii.gz and 1 more")
+
+
+def test_code_and_settings_go_before_new_rows_since_they_do_all_scans_again() -> None:
+    old, new = {"code": "old", "rows": "old"}, {"code": "new", "rows": "new"}
+    assert reason_of(FakeJob("conform", "made", new, old=old))[0] == "code"
+
+
 def test_other_inputs_are_new_data() -> None:
     assert reason_of(FakeJob("report", "made", {}, input_changed=True)) == ("new data", "other input files")
     newer = {"updated_input": {"a.tsv"}, "updated_input_run": set()}
-    assert reason_of(FakeJob("report", "made", {}, **newer)) == ("new data", "a.tsv is newer")
+    assert reason_of(FakeJob("report", "made", {}, **newer)) == ("new data", "newer a.tsv")
 
 
 def test_a_killed_job_is_told_from_a_forced_one() -> None:
