@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,7 +39,7 @@ def section(model: type[BaseModel], description: str) -> Any:
 class Section(BaseModel):
     """A group of settings; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 # --- cohort ---------------------------------------------------------------------------------------------------------
@@ -591,8 +592,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (
+        Exception
+    ) as error:  # PyYAML's constructors raise anything: ValueError of a 13th month, AttributeError, RecursionError
+        raise ConfigError(f"{path} is no valid YAML: {error or type(error).__name__}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings as `key: value`, found {type(content).__name__}")
     return content
@@ -615,9 +620,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
         return f"{key}: unknown key{_nearest(location[-1], fields)}"
-    if not location:  # several settings contradict each other; the message names them
-        return str(error["msg"]).removeprefix("Value error, ")
-    return f"{key} = {error['input']!r}: {error['msg']}"
+    return f"{key} = {reprlib.repr(error['input'])}: {error['msg']}"
 
 
 def _fields_at(location: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +11,14 @@ from typing import Any
 import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiGroupNorm3D
 from monai.inferers import SlidingWindowInferer
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from neuromf.codec.weights import CodecError, weights_path
 from neuromf.config import Codec
 from neuromf.published import PublishedError, count, misfit, plain_state, read_published
-from neuromf.tables import file_sha256
+from neuromf.tables import TableError, file_sha256, read_json
 
 ARCHITECTURE = ("channels", "residual_blocks", "norm_groups", "latent_channels")
 PUBLISHED_PARAMETERS = 20_944_897  # of the defaults of `Codec`, in 130 tensors (facts.md §1)
@@ -196,8 +196,16 @@ def architecture(settings: Codec) -> dict[str, Any]:
 
 def _adopt_architecture(settings: Codec, about: Path, sha256: str) -> Codec:
     """Return the settings with codec.json's architecture; a setting that is neither its nor the default is refused."""
-    content = json.loads(about.read_text(encoding="utf-8"))
-    if content.get("sha256", sha256) != sha256:
+    try:
+        content = read_json(about, "architecture", "sha256")
+        absent = [key for key in ARCHITECTURE if key not in content["architecture"]]
+        if absent:
+            raise TableError(f"{about}: architecture has no {', '.join(absent)}")
+    except (TableError, TypeError) as error:
+        raise CodecError(
+            f"{error}; restore the codec.json of these weights, or remove it and set the architecture"
+        ) from None
+    if content["sha256"] != sha256:
         raise CodecError(
             f"{about} describes weights with sha256 {content['sha256']}, but the file beside it has {sha256}"
         )
@@ -205,4 +213,7 @@ def _adopt_architecture(settings: Codec, about: Path, sha256: str) -> Codec:
     for key in ARCHITECTURE:
         if asked[key] != stored[key] and asked[key] != default[key]:
             raise CodecError(f"codec.{key} is {asked[key]}, but {about} says {stored[key]}; remove the setting")
-    return Codec.model_validate(settings.model_dump() | stored)
+    try:
+        return Codec.model_validate(settings.model_dump() | stored)
+    except ValidationError as error:
+        raise CodecError(f"{about}: no architecture of a codec ({error.errors()[0]['msg']}); restore it") from None
