@@ -594,9 +594,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (
-        Exception
-    ) as error:  # PyYAML's constructors raise anything: ValueError of a 13th month, AttributeError, RecursionError
+    except Exception as error:  # PyYAML raises anything: ValueError (a 13th month), AttributeError, RecursionError
         raise ConfigError(f"{path} is no valid YAML: {error or type(error).__name__}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings as `key: value`, found {type(content).__name__}")

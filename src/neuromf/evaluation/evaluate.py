@@ -243,9 +243,9 @@ def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
     seen: dict[tuple[Any, ...], Path] = {}
     figure = METRIC_COLUMNS[: METRIC_COLUMNS.index("value")]
     for path in parts:
-        content, about = read_parts(path)
+        figures, about = read_parts(path)
         provenance.append({"part": path.name} | about)
-        for part in content:
+        for part in figures:
             for row in part["metrics"]:
                 key = tuple(row[column] for column in figure)
                 if key in seen:

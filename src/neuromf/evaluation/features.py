@@ -74,7 +74,7 @@ def cached_features(
             log.warning("%s: computed again", error)
     with torch.no_grad():
         computed = extractor.compute(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)), voxel_mm)
-    features = {region: values.to(torch.float32).cpu().contiguous() for region, values in computed.items()}
+    features = {region: values.to(torch.float32).cpu().clone() for region, values in computed.items()}
     save_tensors(path, features)
     return {region: values.numpy() for region, values in features.items()}
 

@@ -229,4 +229,4 @@ def read_reference(path: Path, extractors: Sequence[Extractor]) -> Reference:
 
 
 def _tensor(array: NDArray[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.array(array))  # a copy: safetensors refuses tensors that share memory
