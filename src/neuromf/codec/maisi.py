@@ -148,8 +148,11 @@ def load_codec(
     about = path.with_name("codec.json")
     if path.suffix == ".safetensors" and about.is_file():
         settings = _adopt_architecture(settings, about, sha256)
+    state = read_state(path)
+    with torch.device("meta"):  # takes no memory, whatever architecture a damaged codec.json claims
+        check_weights(build(settings), state, path)
     network = build(settings)
-    load_weights(network, read_state(path), path)
+    network.load_state_dict(state)
     device = torch.device(device)
     return FrozenCodec(network.to(device).eval().requires_grad_(False), settings, sha256, device)
 
@@ -172,8 +175,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return plain_state(state)
 
 
-def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copy a state dict into the network; every key and shape must agree.
+def check_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse a state dict that is not the network's: every key and shape must agree.
 
     Raises:
         CodecError: names the first keys that are missing, unexpected or of another shape, and the counts.
@@ -186,7 +189,6 @@ def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], pa
         )
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise CodecError(f"{path} holds NaN or infinite weights; fetch the file again")
-    network.load_state_dict(dict(state))
 
 
 def architecture(settings: Codec) -> dict[str, Any]:

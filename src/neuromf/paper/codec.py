@@ -10,6 +10,7 @@ import pandas as pd
 from neuromf.paper import style
 from neuromf.paper.mosaics import Volume
 from neuromf.paper.pairs import Block, Pair, pairs_figure
+from neuromf.paper.tables import read_csv
 from neuromf.tables import atomic_path, read_json
 from neuromf.volume import read_volume
 
@@ -24,7 +25,7 @@ _GATE_TITLES = {
 
 def gate_table(path: Path) -> pd.DataFrame:
     """Return the codec gate's table (TSV) as text: figure, mean with its interval, n, threshold and verdict."""
-    table = pd.read_csv(path, sep="\t")
+    table = read_csv(path, "\t")
     means = [
         "–" if pd.isna(row.mean_) else f"{row.mean_:.3f}" + (
             "" if pd.isna(row.ci_low) else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]"

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -183,6 +184,16 @@ def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Pa
     """Load weights into a network.
 
     Raises:
+        CheckpointError: as `check_weights`.
+    """
+    check_weights(network, weights, where)
+    network.load_state_dict(dict(weights))
+
+
+def check_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse weights that are not the network's.
+
+    Raises:
         CheckpointError: tensors are missing, unknown or of another shape; the first is named.
     """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -193,7 +204,6 @@ def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Pa
             f"{where} fits another network: {name} has shape {found.get(name, 'none')} there and"
             f" {expected.get(name, 'none')} here; use the `network` and `codec.latent_channels` settings of its {ABOUT}"
         )
-    network.load_state_dict(dict(weights))
 
 
 def with_heads(weights: Mapping[str, Tensor], two_heads: bool) -> dict[str, Tensor]:
@@ -218,8 +228,11 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     check_statistics(about["statistics"], config.codec.latent_channels, path / ABOUT)
     if absent := [key for key in ("name", "sha256") if not isinstance(about["codec"].get(key), str)]:
         raise CheckpointError(f"{path / ABOUT}: codec has no {' and no '.join(absent)}; copy or train the model again")
-    network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
-    load_weights(network, weights, model_files(path)[0])
+    make = partial(MeanFlowUNet, config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
+    with torch.device("meta"):  # takes no memory, whatever a damaged model.json claims
+        check_weights(make(), weights, model_files(path)[0])
+    network = make()
+    network.load_state_dict(weights)
     network.to(device).eval().requires_grad_(False)
     return TrainedModel(
         name=path.resolve().name if str(folder) != "demo" else "demo",

@@ -311,7 +311,7 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
         label = style.run_label(run.run) + (f", seed {run.seed}" if len({r.seed for r in runs}) > 1 else "")
         about = read_json(run.folder / "model.json")
         exported = about["training"]["exported"]["average"]
-        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), pd.read_csv(run.folder / "val.csv"), exported)
+        logs[label] = (tables.read_csv(run.folder / "metrics.csv"), tables.read_csv(run.folder / "val.csv"), exported)
     if not logs:
         return None
     return _plot(lambda: figures.training_curves(logs), "Training curves",
@@ -415,7 +415,7 @@ def _model(run: TrainingRun) -> dict[str, Any]:
     return {
         "run": run.run,
         "seed": run.seed,
-        "validation": _validation(pd.read_csv(run.folder / "val.csv"), about["training"]["exported"]),
+        "validation": _validation(tables.read_csv(run.folder / "val.csv"), about["training"]["exported"]),
         "training": about["training"],
         "variant": about["config"]["flow"]["variant"],
         "sha256": file_sha256(run.folder / "model.safetensors"),
