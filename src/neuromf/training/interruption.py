@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from neuromf.tables import write_json
+from neuromf.tables import read_json, write_json
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of a cancelled or preempted job, and of one that is near its limit
 ATTEMPT = "attempt.json"
@@ -82,7 +81,7 @@ def begin_attempt(folder: Path, update: int, *, retry: bool) -> None:
         NoProgressError: a retry that begins where the attempt before it began.
     """
     path = folder / ATTEMPT
-    if retry and path.is_file() and json.loads(path.read_text(encoding="utf-8"))["began"] == update:
+    if retry and path.is_file() and read_json(path, "began")["began"] == update:
         raise NoProgressError(
             f"the attempt before this one began at update {update} too and saved no checkpoint after it, so more of them"
             " will not help: give the job more time or memory, or lower train.checkpoint_every"

@@ -22,8 +22,9 @@ from training_moments import at_update
 
 from neuromf.config import Config, validate
 from neuromf.flow import MeanFlowUNet
+from neuromf.tensors import tensors_sha256
 from neuromf.training import logbook, validation
-from neuromf.training.checkpoint import CheckpointError, load_model, tensors_sha256
+from neuromf.training.checkpoint import CheckpointError, load_model
 from neuromf.training.interruption import Interrupted, NoProgressError
 from neuromf.training.module import BatchStream, FlowModule, generator_for
 from neuromf.training.run import NormalisedLatents, train_run
