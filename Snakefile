@@ -45,6 +45,7 @@ include: "rules/experiments.smk"
 
 
 onstart:
+    check_job_arrays()
     record_use_of_cohorts()
 
 
