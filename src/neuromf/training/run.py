@@ -113,7 +113,7 @@ def train_run(
         device: where to train.
         checkpoint_folder: keeps the last checkpoint and the logs of an unfinished run; must survive a failed job.
         code: hash of the code behind the run; a checkpoint of other code, settings or data is not resumed.
-        retry: whether the workflow runs this again by itself; one that comes no further than the last is refused.
+        retry: whether the workflow runs this again by itself; refused when the attempts before saved no checkpoint.
         picture: makes a PNG of latents in the codec's scale, (n, C, D, H, W), for progress/; None: no pictures.
 
     Returns:
@@ -121,7 +121,7 @@ def train_run(
 
     Raises:
         Interrupted: SIGTERM, SIGUSR1 or ``train.max_hours``; the state is saved.
-        NoProgressError: a retry that begins where the attempt before it began.
+        NoProgressError: a retry after attempts that saved no checkpoint.
         RankError: another process of a data-parallel training ended early.
         CheckpointError: the warm start is missing, damaged or of another architecture or kind of output.
         ValueError: the train split is empty or its latents have another shape than the configuration says.
@@ -140,7 +140,7 @@ def train_run(
     key = content_hash([deciding, seed, statistics, dict(release), dict(codec), code, warm_start])
     progress = load_progress(checkpoint_folder, key)
     splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
-    begin_attempt(checkpoint_folder, progress.update if progress else 0, retry=retry)
+    begin_attempt(checkpoint_folder, retry=retry)
     with watching(config.train.max_hours) as watch:
         outcome = _fit(module, *splits, folder, checkpoint_folder, key, progress, device, watch, picture)
 
