@@ -41,8 +41,8 @@ wildcard_constraints:
 
 
 ALONE = workflow.is_main_process and remove_stale_locks(Path(".snakemake"))
-if "NEUROMF_PLAN" in os.environ:  # `neuromf plan` asks what this dry run would do
-    atexit.register(write_call, Path(os.environ["NEUROMF_PLAN"]), workflow, CONFIG.model_dump(mode="json"))
+if plan := os.environ.get("NEUROMF_PLAN"):  # `neuromf plan` asks what this dry run would do
+    atexit.register(write_call, Path(plan), workflow, CONFIG.model_dump(mode="json"))
 
 
 # --- resources ------------------------------------------------------------------------------------------------------
