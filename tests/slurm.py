@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 CONFIGURATION = Path("/etc/slurm/slurm.conf")  # no other place: Snakemake's plugin hides SLURM_CONF from the jobs
 MARK = "# of NeuroMF's tests\n"
@@ -99,7 +101,7 @@ def running_slurm() -> Iterator[Cluster]:
     """Start munged, slurmctld and slurmd; end them after the block, with all jobs.
 
     Raises:
-        NoSlurmError: this is not root, programs are missing, or the machine has a Slurm already.
+        NoSlurmError: this is not root, programs are missing, or the machine has a Slurm of its own or of another test.
     """
     if os.geteuid() != 0:
         raise NoSlurmError("Slurm's daemons need root")
@@ -107,12 +109,14 @@ def running_slurm() -> Iterator[Cluster]:
         raise NoSlurmError(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge")
     if CONFIGURATION.exists() and not CONFIGURATION.read_text().startswith(MARK):
         raise NoSlurmError(f"{CONFIGURATION} is there: this machine has a Slurm of its own, which stays as it is")
+    held = _held_configuration()
     folder = Path(tempfile.mkdtemp(prefix="neuromf-slurm-"))
     host = socket.gethostname().split(".")[0]
     settings = TEMPLATE.format(host=host, folder=folder, controller_port=_free_port(), node_port=_free_port())
     daemons: list[subprocess.Popen[bytes]] = []
     try:
-        CONFIGURATION.write_text(MARK + settings)
+        held.write(MARK + settings)
+        held.flush()
         folder.chmod(0o755)
         for name in ("munge", "controller", "node"):
             (folder / name).mkdir()
@@ -134,15 +138,32 @@ def running_slurm() -> Iterator[Cluster]:
         daemons.append(_started(folder / "slurmctld.out", "slurmctld", "-D"))
         daemons.append(_started(folder / "slurmd.out", "slurmd", "-D"))
         _eventually(_is_idle, daemons, folder)
-        yield Cluster(folder)
-        subprocess.run(["scancel", "--user", "root"], check=False)
-        subprocess.run(["scancel", "--signal", "KILL", "--full", "--user", "root"], check=False)
+        try:
+            yield Cluster(folder)
+        finally:
+            for command in (("scancel", "--signal", "KILL", "--full", "--user", "root"), ("scancel", "--user", "root")):
+                subprocess.run(command, check=False)
+            _eventually(_has_no_jobs, daemons, folder)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait(30)
         CONFIGURATION.unlink(missing_ok=True)
+        held.close()
         shutil.rmtree(folder)
+
+
+def _held_configuration() -> IO[str]:
+    """Return the configuration file, emptied; its lock goes with this process, so one that a killed test left is free."""
+    CONFIGURATION.parent.mkdir(exist_ok=True)
+    file = CONFIGURATION.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise NoSlurmError("another test of NeuroMF has its Slurm on this machine") from None
+    file.truncate(0)
+    return file
 
 
 def _started(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -161,10 +182,15 @@ def _is_idle() -> bool:
     return done.stdout.strip() == "idle"
 
 
+def _has_no_jobs() -> bool:
+    done = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=False)
+    return done.returncode == 0 and not done.stdout
+
+
 def _eventually(condition: Callable[[], bool], daemons: list[subprocess.Popen[bytes]], folder: Path) -> None:
     deadline = time.monotonic() + 30
     while not condition():
         if any(daemon.poll() is not None for daemon in daemons) or time.monotonic() > deadline:
             said = "\n".join(path.read_text() for path in sorted(folder.glob("*.out")))
-            raise RuntimeError(f"Slurm did not start:\n{said[-4000:]}")
+            raise RuntimeError(f"Slurm neither starts nor ends as it should:\n{said[-4000:]}")
         time.sleep(0.2)

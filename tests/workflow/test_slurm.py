@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,11 +23,16 @@ TARGETS = [
     f"{RELEASE}/samples/meanflow/seed-0/nfe-1/participants.tsv",
     f"{RELEASE}/runs/rectified_flow/seed-0/model.json",
 ]
-PATIENCE = 1500  # seconds
+PATIENCE = 600  # seconds
+IMPATIENT = """\
+import snakemake.cli
+import snakemake_executor_plugin_slurm as plugin
+plugin.Executor.next_seconds_between_status_checks = property(lambda self: 2, lambda self, seconds: None)
+snakemake.cli.main()
+"""
 ARGUMENTS = (
     *("--workflow-profile", "slurm", "--latency-wait", "10", "--max-threads", "1"),
     *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"),
-    *("--seconds-between-status-checks", "2"),
 )
 pytestmark = pytest.mark.timeout(PATIENCE + 100)
 
@@ -40,6 +46,13 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(str(error))
 
 
+class Impatient(Project):
+    """A project whose Snakemake looks at its jobs every two seconds; the plugin waits ten seconds longer each time."""
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-c", IMPATIENT, *super()._command()[1:]]
+
+
 @dataclass
 class Training:
     """A run's training and what happens to the jobs it has: each once a checkpoint was saved in it."""
@@ -49,6 +62,7 @@ class Training:
     comment: str
     coming: list[str]
     jobs: dict[str, str] = field(default_factory=dict)
+    began: dict[str, int] = field(default_factory=dict)
     seen: int = 0
 
     def update(self) -> int:
@@ -58,10 +72,9 @@ class Training:
 
     def go_on(self) -> None:
         """Let the next thing happen if it is time."""
-        if not self.coming or self.update() <= self.seen:
-            return
-        for job in self.cluster.jobs(self.comment):
-            if job not in self.jobs.values() and processes_of(job, ".train.py"):
+        for job in self.cluster.jobs(self.comment) if self.coming else []:
+            began = self.began.setdefault(job, self.update())
+            if job not in self.jobs.values() and self.update() > began:
                 self.seen = self.update()
                 self.jobs[event := self.coming.pop(0)] = job
                 getattr(self, event)(job)
@@ -107,7 +120,8 @@ class Survived:
 @pytest.fixture(scope="module")
 def survived(cluster, bids, tmp_path_factory) -> Survived:
     """The DAG from scans to samples, with all that happens to its jobs on the way."""
-    project = Project(tmp_path_factory.mktemp("slurm")).with_checkout(tmp_path_factory.mktemp("checkout"))
+    checkout = Project(tmp_path_factory.mktemp("slurm")).with_checkout(tmp_path_factory.mktemp("checkout") / "neuromf")
+    project = Impatient(checkout.folder, checkout.repository)
     starve(project, "latent_statistics")
     for command in (
         ("index", str(bids), "--cohort", "study", "--skull-stripped"),
@@ -130,7 +144,7 @@ def survived(cluster, bids, tmp_path_factory) -> Survived:
             assert time.monotonic() < deadline, log.read_text()[-8000:]
             for training in trainings.values():
                 training.go_on()
-            time.sleep(0.05)
+            time.sleep(0.2)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -174,7 +188,7 @@ def test_a_training_that_was_ended_goes_on_and_finishes(survived, run):
     )
     assert resumed and int(resumed[1]) >= training.seen > 0
     with (folder / RELEASE / f"runs/{run}/seed-0/metrics.csv").open() as table:
-        updates = [int(row["update"]) for row in csv.DictReader(table)]
+        updates = [int(row["step"]) for row in csv.DictReader(table)]
     assert updates == list(range(1, UPDATES + 1)), "each update once"
 
 
