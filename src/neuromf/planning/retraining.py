@@ -20,8 +20,8 @@ class RetrainingError(RuntimeError):
 def trained_already(jobs: Iterable[Job], folder: Path = Path()) -> list[Job]:
     """Return the jobs of the rule ``train`` whose model was finished before: the stamp of its success is there.
 
-    One that was killed after it left the stamp and before Snakemake noted its success comes to the same model again, from its
-    last checkpoint, unless something that decides the model has changed since.
+    One that was killed after it left the stamp and before Snakemake noted its success comes to the same model again, from
+    its last checkpoint, unless something that decides the model has changed since.
     """
     return [job for job in jobs if job.rule == "train" and (folder / job.stamp).is_file() and not _goes_on(job, folder)]
 
