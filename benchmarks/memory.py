@@ -88,7 +88,7 @@ def updates(config: Config, count: int) -> None:
 
 def measured(config: Config) -> float:
     """Return the growth of this process's peak resident memory by a training, in bytes."""
-    updates(configuration(SMOKE, 8, {"batch_size": 2}), 1)  # loads libraries
+    updates(configuration(SMOKE, 8, {"batch_size": 2, "precision": config.train.precision}), 1)  # loads libraries
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
     before = resident("VmRSS")
     updates(config, 3)

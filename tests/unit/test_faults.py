@@ -31,7 +31,7 @@ from neuromf.latents.encode import encode_shard
 from neuromf.preprocess.bias_field import bias_correct_shard
 from neuromf.preprocess.conform import conform_shard
 from neuromf.preprocess.skull_strip import skull_strip_shard
-from neuromf.shards import ShardError, forget_lost_files
+from neuromf.shards import ShardError, note_lost_files
 from neuromf.tables import ManifestRow, Scan, StorageError
 from neuromf.training.checkpoint import Progress, export_model, save_progress
 from neuromf.training.logbook import Table
@@ -260,7 +260,7 @@ def test_a_finished_volume_that_was_altered_is_refused_and_made_again(disk: Disk
     with pytest.raises(ShardError, match=r"sub-1_desc-n4_T1w\.nii\.gz has sha256 .*Remove it, .*run again"):
         cohort.run("conform")
     path.unlink()  # as the message says; then the workflow finds it gone when it starts
-    assert [lost.name for lost in forget_lost_files([cohort.manifest("bias_correct")])] == [path.name]
+    assert [lost.name for lost in note_lost_files([cohort.manifest("bias_correct")])] == [path.name]
     cohort.run("bias_correct")
     assert path.read_bytes() == whole
     assert all(row.ok for row in cohort.run("conform"))
@@ -275,7 +275,7 @@ def test_a_damaged_mask_is_no_failed_scan(disk: Disk) -> None:
         cohort.run("bias_correct")
     for path in (mask, mask.with_name("sub-1_desc-brain_T1w.nii.gz")):
         path.unlink()
-    assert forget_lost_files([cohort.manifest("skull_strip")])
+    assert note_lost_files([cohort.manifest("skull_strip")])
     cohort.run("skull_strip")
     assert [row.status for row in cohort.run("bias_correct")] == ["ok"] * 3
 

@@ -35,6 +35,7 @@ class Job:
         benchmark: where its seconds go.
         output: its first output.
         stamp: the file that says what it was last made from, where it leaves one.
+        upstream: what it would be made from now: what would be written there.
         why: kind of the reason.
         detail: what is new, missing or changed.
         after: the rules whose jobs make its inputs in the same call, the last one first.
@@ -46,6 +47,7 @@ class Job:
     benchmark: str
     output: str
     stamp: str
+    upstream: str
     why: Kind
     detail: str = ""
     after: tuple[str, ...] = ()
@@ -114,6 +116,7 @@ def _job(workflow: Any, job: Any, after: tuple[str, ...]) -> Job:
         benchmark=str(job.benchmark or ""),
         output=str(job.output[0]),
         stamp=str(job.resources.get("stamp", "")),
+        upstream=str(job.params.get("upstream", "")),
         why=why,
         detail=detail,
         after=after,

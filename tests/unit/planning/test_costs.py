@@ -15,7 +15,7 @@ PLACES = {"run": "meanflow", "seed": "0", "nfe": "1"}
 
 
 def job(rule: str, why: Kind = "new", output: str = "", gpus: int = 0, **wildcards: str) -> Job:
-    return Job(rule, wildcards, gpus, "", output, "", why)
+    return Job(rule, wildcards, gpus, "", output, "", "", why)
 
 
 def stage(rule: str, shard: int, why: Kind) -> Job:

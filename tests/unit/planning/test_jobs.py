@@ -127,13 +127,14 @@ def test_jobs_that_follow_name_what_they_follow_unless_their_own_params_changed(
 
 
 def test_what_is_up_to_date_is_no_job_and_nothing_comes_after_it() -> None:
-    first, second = FakeJob("conform", "made", {}), FakeJob("encode", "never", {})
+    first, second = FakeJob("conform", "made", {}), FakeJob("encode", "never", {"upstream": "a-hash"})
     (found,) = planned_jobs(FakeWorkflow(first, second, idle=(first,)))
-    assert (found.rule, found.after, found.gpus, found.stamp) == ("encode", (), 1, "a-stamp")
+    assert (found.rule, found.after, found.gpus) == ("encode", (), 1)
+    assert (found.stamp, found.upstream) == ("a-stamp", "a-hash")
 
 
 def test_many_rules_before_a_job_are_counted() -> None:
-    job = Job("report", {}, 0, "", "", "", "after", after=("a", "b", "c", "d", "e"))
+    job = Job("report", {}, 0, "", "", "", "", "after", after=("a", "b", "c", "d", "e"))
     assert job.reason == "after a, b, c and 2 more"
 
 

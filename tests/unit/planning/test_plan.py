@@ -15,11 +15,11 @@ def training(seed: int, why: Kind = "setting") -> Job:
     folder = f"results/releases/first/runs/meanflow/seed-{seed}"
     stamp = f"results/releases/first/.made_from/train-meanflow-{seed}"
     place = {"run": "meanflow", "seed": str(seed)}
-    return Job("train", place, 2, "", f"{folder}/model.safetensors", stamp, why, "train.updates 500 → 1000")
+    return Job("train", place, 2, "", f"{folder}/model.safetensors", stamp, "", why, "train.updates 500 → 1000")
 
 
-REPORT = Job("report", {}, 0, "", "page", "", "after", after=("train",))
-TORUS = Job("torus_experiment", {}, 1, "", "torus", "", "new", "not made yet")
+REPORT = Job("report", {}, 0, "", "page", "", "", "after", after=("train",))
+TORUS = Job("torus_experiment", {}, 1, "", "torus", "", "", "new", "not made yet")
 
 
 @pytest.fixture

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from neuromf.planning.jobs import Job
+from neuromf.planning.jobs import Job, Kind
 from neuromf.planning.retraining import RetrainingError, keep_replaced, refusal
 
 RUN = Path("results/releases/first/runs/meanflow")
 STAMP = Path("results/releases/first/.made_from/train-meanflow-0")
 
 
-def training(run: str = "meanflow", rule: str = "train") -> Job:
+def training(run: str = "meanflow", rule: str = "train", why: Kind = "setting", upstream: str = "new") -> Job:
     folder = f"results/releases/first/runs/{run}/seed-0"
     stamp = f"results/releases/first/.made_from/train-{run}-0"
     wildcards = {"run": run, "seed": "0"}
-    return Job(rule, wildcards, 1, "", f"{folder}/model.safetensors", stamp, "setting", "train.learning_rate 1 → 2")
+    detail = "train.learning_rate 1 → 2"
+    return Job(rule, wildcards, 1, "", f"{folder}/model.safetensors", stamp, upstream, why, detail)
 
 
 def finish(weights: bytes = b"weights") -> None:
@@ -59,6 +60,16 @@ def test_an_interrupted_training_goes_on_without_asking_again() -> None:
     (RUN / "seed-0").mkdir()
     assert keep_replaced([training()], allowed=[]) == []
     assert (RUN / "seed-0").is_dir()
+
+
+def test_a_training_killed_at_its_very_end_goes_on_unless_something_has_changed() -> None:
+    finish()
+    killed = training(why="interrupted", upstream="made from")
+    assert keep_replaced([killed], allowed=[]) == [] and STAMP.is_file()
+    with pytest.raises(RetrainingError):
+        keep_replaced([training(why="interrupted", upstream="made from another")], allowed=[])
+    with pytest.raises(RetrainingError):
+        keep_replaced([training(why="missing file", upstream="made from")], allowed=[])
 
 
 def test_the_same_weights_twice_are_kept_twice() -> None:
