@@ -22,10 +22,10 @@ demo: install
 	$(BIN)/snakemake
 	@echo "The report: results/releases/demo/report/index.html"
 
-test: install slurm
+test: install
 	$(BIN)/python -m pytest
 
-# tests/workflow/test_slurm.py starts a Slurm of its own: where this is root on Debian or Ubuntu, its packages are installed
+# NEUROMF_SLURM=1 tests/workflow/test_slurm.py starts a Slurm of its own: its packages, where this is root on Debian or Ubuntu
 slurm:
 	@{ command -v slurmctld && command -v munged; } >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \

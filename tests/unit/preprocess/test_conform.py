@@ -13,7 +13,7 @@ from scipy import ndimage
 from neuromf.config import Conform
 from neuromf.preprocess.conform import conform_shard, conform_volume
 from neuromf.preprocess.derivatives import mask_path, volume_path
-from neuromf.tables import ManifestRow, Scan, write_manifest
+from neuromf.tables import ManifestRow, Scan, file_sha256, write_manifest
 from neuromf.volume import VolumeError, read_volume, voxel_sizes, write_volume
 
 SETTINGS = Conform(shape=(48, 48, 48), spacing_mm=2.0)
@@ -158,7 +158,8 @@ def test_shard(tmp_path: Path) -> None:
             image.affine,
             np.uint8,
         )
-        rows.append(ManifestRow(scan.scan_id, "ok", file=f"../../{volume.relative_to(tmp_path)}"))
+        file = f"../../{volume.relative_to(tmp_path)}"
+        rows.append(ManifestRow(scan.scan_id, "ok", file=file, sha256=file_sha256(volume)))
     rows.append(ManifestRow(scans[2].scan_id, "failed", "all zero"))
     write_manifest(upstream, rows)
     manifest = tmp_path / "manifests" / "conform" / "shard-0000.tsv"
