@@ -42,8 +42,8 @@ wildcard_constraints:
 
 
 ALONE = workflow.is_main_process and remove_stale_locks(Path(".snakemake"))
-if "NEUROMF_PLAN" in os.environ:  # `neuromf plan` asks what this dry run would do
-    atexit.register(write_call, Path(os.environ["NEUROMF_PLAN"]), workflow, CONFIG.model_dump(mode="json"))
+if answer := os.environ.get("NEUROMF_PLAN"):  # `neuromf plan` asks what this dry run would do
+    atexit.register(write_call, Path(answer), workflow, CONFIG.model_dump(mode="json"))
 
 
 # --- cohorts and shards ---------------------------------------------------------------------------------------------
