@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTHON_SOURCES := src workflow_scripts tests benchmarks
 
-.PHONY: install demo test check lock generated clean
+.PHONY: install demo test slurm check lock generated clean
 
 install: $(INSTALLED)
 
@@ -22,8 +22,15 @@ demo: install
 	$(BIN)/snakemake
 	@echo "The report: results/releases/demo/report/index.html"
 
-test: install
+test: install slurm
 	$(BIN)/python -m pytest
+
+# tests/workflow/test_slurm.py starts a Slurm of its own: where this is root on Debian or Ubuntu, its packages are installed
+slurm:
+	@{ command -v slurmctld && command -v munged; } >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge >/dev/null; } || \
+		echo "No Slurm here and none installed (Debian or Ubuntu, as root: apt-get install slurm-wlm munge): its test is skipped"
 
 check: install
 	$(BIN)/ruff check $(PYTHON_SOURCES)

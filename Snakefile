@@ -46,6 +46,7 @@ include: "rules/experiments.smk"
 
 
 onstart:
+    check_job_arrays()
     keep_trained_models()
     record_use_of_cohorts()
 

@@ -27,7 +27,7 @@ from train_step import make_network, make_step
 
 from neuromf.device import choose_device
 from neuromf.latents import encode
-from neuromf.latents.store import LatentStore
+from neuromf.latents.store import LatentStore, tensor_sha256
 from neuromf.tables import write_json
 from neuromf.training import run
 from neuromf.training.module import BatchStream
@@ -42,10 +42,10 @@ def write_shards(folder: Path, latents: int, side: int) -> list[Path]:
     codec: Any = SimpleNamespace(settings=SimpleNamespace(name="random"), sha256="0" * 64)
     paths = []
     for first in range(0, latents, PER_SHARD):
-        shard = {
-            f"sub-{i:05d}_T1w": encode.Encoded(torch.randn(4, side, side, side, generator=random), "", "", (1.0,) * 3)
-            for i in range(first, min(first + PER_SHARD, latents))
-        }
+        shard = {}
+        for i in range(first, min(first + PER_SHARD, latents)):
+            latent = torch.randn(4, side, side, side, generator=random)
+            shard[f"sub-{i:05d}_T1w"] = encode.Encoded(latent, "", tensor_sha256(latent), (1.0,) * 3)
         paths.append(folder / f"shard-{len(paths):04d}.safetensors")
         encode._write(paths[-1], shard, codec)
     return paths

@@ -12,7 +12,7 @@ rule phantom:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **CPU_JOB,
+        **pool(2000),
     params:
         rows=shard_rows,
         settings=CONFIG.phantom.model_dump(mode="json"),

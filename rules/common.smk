@@ -13,6 +13,7 @@ from neuromf.planning.jobs import planned_jobs, write_call
 from neuromf.planning.retraining import keep_replaced
 from neuromf.provenance import code_hash
 from neuromf.shards import lost_note, note_lost_files
+from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent
 CONFIG = configuration.load(config, PROJECT / "config" / "presets")
@@ -28,9 +29,7 @@ MANIFEST = "results/cohorts/{cohort}/preprocessed/manifests/{stage}/shard-{shard
 CONFORMED = MANIFEST.replace("{stage}", "conform")
 ENCODED = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv"
 LATENTS = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors"
-CPU_JOB = {"mem_mb": 4000, "runtime": "2h"}
 INTERVALS = CONFIG.evaluate.model_dump(mode="json", include={"bootstrap", "confidence", "seed"})
-NETWORK_JOB = {"mem_mb": 6000, "runtime": "2h", "gpu": 0 if CONFIG.device == "cpu" else 1}
 
 
 wildcard_constraints:
@@ -42,8 +41,59 @@ wildcard_constraints:
 
 
 ALONE = workflow.is_main_process and remove_stale_locks(Path(".snakemake"))
-if answer := os.environ.get("NEUROMF_PLAN"):  # `neuromf plan` asks what this dry run would do
-    atexit.register(write_call, Path(answer), workflow, CONFIG.model_dump(mode="json"))
+if plan := os.environ.get("NEUROMF_PLAN"):  # `neuromf plan` asks what this dry run would do
+    atexit.register(write_call, Path(plan), workflow, CONFIG.model_dump(mode="json"))
+
+
+# --- resources ------------------------------------------------------------------------------------------------------
+# Memory in MB and time in minutes are what a cluster's job asks for. A job that is tried again asks for more of both. What
+# jobs took is under results/benchmarks; a cluster's job also holds two Snakemakes, of some 200 MB each.
+
+
+def grows(amount):
+    """Resource function: the amount for the first attempt, twice as much for the second, and so on."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def pool(worker_mb):
+    """Resources of a job whose threads are processes, each with a scan of its own."""
+    return {
+        "mem_mb": lambda wildcards, threads, attempt: (1000 + worker_mb * threads) * attempt,
+        "runtime": grows(120),
+    }
+
+
+def retries(times):
+    """A rule's retries. In a cluster's job Snakemake is started again and would retry too, inside the job and its limits."""
+    return times if workflow.is_main_process else 0
+
+
+def checkpoints(wildcards):
+    return f"{RELEASE_FOLDER}/checkpoints/{wildcards.run}-{wildcards.seed}"
+
+
+def training_memory(wildcards, attempt):
+    """More after attempts that came to nothing, as those that run out of memory do; not after an interruption."""
+    idle = idle_attempts(Path(checkpoints(wildcards))) if attempt > 1 else 0
+    return 8000 * training_devices(wildcards) * (1 + idle)
+
+
+def check_job_arrays():
+    """Snakemake's Slurm plugin (2.8.0, its issue 473) drops jobs of an array that were not all selected at once, and waits
+    for them for ever: refuse what would have Snakemake select fewer."""
+    if not getattr(workflow.executor_settings, "array_jobs", None):
+        return
+    rate = workflow.scheduling_settings.max_jobs_per_timespan.max_jobs
+    limits = [name for name in workflow.global_resources if not name.startswith("_")]
+    if min(workflow.resource_settings.nodes, rate) < len(workflow.dag) or limits:
+        raise WorkflowError(
+            f"Job arrays (slurm-array-jobs) need all of the {len(workflow.dag)} jobs to be submitted as they become ready:"
+            " --jobs unlimited, --max-jobs-per-timespan 100000/1s and no --resources; or do without: --slurm-array-jobs ''"
+        )
+
+
+CPU_JOB = {"mem_mb": grows(4000), "runtime": grows(120)}
+NETWORK_JOB = {"mem_mb": grows(6000), "runtime": grows(120), "gpu": 0 if CONFIG.device == "cpu" else 1}
 
 
 # --- cohorts and shards ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ rule skull_strip:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **(CPU_JOB if CONFIG.preprocess.skull_strip.backend in ("template", "none") else NETWORK_JOB),
+        **(pool(2000) if CONFIG.preprocess.skull_strip.backend in ("template", "none") else NETWORK_JOB),
         device=CONFIG.device,
         weights_dir=weights_folder(),
     params:
@@ -40,7 +40,7 @@ rule bias_correct:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **CPU_JOB,
+        **pool(700),
     params:
         settings=CONFIG.preprocess.bias_field.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
@@ -63,7 +63,7 @@ rule conform:
         "../envs/neuromf.yaml"
     threads: 32
     resources:
-        **CPU_JOB,
+        **pool(600),
     params:
         settings=CONFIG.preprocess.conform.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,

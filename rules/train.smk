@@ -23,7 +23,7 @@ rule train:
         f"results/logs/train/{CONFIG.release}-{{run}}-{{seed}}.log",
     benchmark:
         f"results/benchmarks/train/{CONFIG.release}-{{run}}-{{seed}}.tsv"
-    retries: 3
+    retries: retries(10)  # a long training leaves that many time limits of a queue; one that does not come further ends
     conda:
         "../envs/neuromf.yaml"
     threads: 32
@@ -31,12 +31,12 @@ rule train:
         attempt=lambda wildcards, attempt: attempt,
         limits=training_limits,
         stamp=lambda wildcards: stamp("train", wildcards),
-        mem_mb=lambda wildcards: 8000 * training_devices(wildcards),
+        mem_mb=training_memory,
         runtime="2d",
         gpu=lambda wildcards: NETWORK_JOB["gpu"] * training_devices(wildcards),
         device=CONFIG.device,
         weights_dir=weights_folder(),
-        checkpoints=lambda wildcards: f"{RELEASE_FOLDER}/checkpoints/{wildcards.run}-{wildcards.seed}",
+        checkpoints=checkpoints,
     params:
         release=RELEASE_TABLE,
         config=training_config,

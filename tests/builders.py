@@ -66,23 +66,28 @@ class Project:
 
     def snakemake_killed(self, when: str, *, with_jobs: bool = False, timeout: float = 600) -> None:
         """Start the workflow and SIGKILL it as soon as a file of a glob pattern exists, its jobs too if asked."""
-        with (self.folder / "killed.log").open("w") as log:
-            process = subprocess.Popen(
-                self._command(),
+        log = self.folder / "killed.log"
+        process = self.started(log)
+        deadline = time.monotonic() + timeout
+        while not any(self.folder.glob(when)):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        if with_jobs:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+    def started(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start the workflow, in a process group of its own, and do not wait for it."""
+        with log.open("w") as file:
+            return subprocess.Popen(
+                [*self._command(), *arguments],
                 cwd=self.folder,
                 env=self._environment(),
-                stdout=log,
-                stderr=log,
+                stdout=file,
+                stderr=file,
                 start_new_session=True,
             )
-            deadline = time.monotonic() + timeout
-            while not any(self.folder.glob(when)):
-                assert process.poll() is None and time.monotonic() < deadline, (self.folder / "killed.log").read_text()
-                time.sleep(0.02)
-            if with_jobs:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            process.wait()
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Return how many jobs of each rule would run."""

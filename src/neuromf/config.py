@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Width = Annotated[int, Field(ge=1, le=4096)]  # channels of a level of a network
+Blocks = Annotated[int, Field(ge=1, le=16)]  # residual blocks of a level
+Side = Annotated[int, Field(ge=8, le=1024)]  # voxels
 RESERVED_RUNS = frozenset({"real", "reconstruction", "linear_reconstruction", "noise"})  # rows of the evaluation
 
 
@@ -38,7 +42,7 @@ def section(model: type[BaseModel], description: str) -> Any:
 class Section(BaseModel):
     """A group of settings; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 # --- cohort ---------------------------------------------------------------------------------------------------------
@@ -91,7 +95,7 @@ class BiasField(Section):
 class Conform(Section):
     """Common grid and intensity range."""
 
-    shape: tuple[int, int, int] = setting((128, 128, 128), "Voxels of the output grid", unit="voxels")
+    shape: tuple[Side, Side, Side] = setting((128, 128, 128), "Voxels of the output grid", unit="voxels")
     spacing_mm: float = setting(1.0, "Isotropic voxel size", unit="mm", gt=0, le=8)
     percentiles: tuple[float, float] = setting(
         (0.0, 99.5), "Intensities mapped to 0 and 1", unit="%", source="MAISI / NV-Generate"
@@ -133,13 +137,19 @@ class Codec(Section):
         None, "Path of published .pt or of our .safetensors; `demo` for the shipped codec; `trained` for the rule's own"
     )
     sha256: str | None = setting(None, "Expected hash of the weights file", pattern=r"^[0-9a-f]{64}$")
-    channels: tuple[int, ...] = setting((64, 128, 256), "Channels per level", source="MAISI")
-    residual_blocks: tuple[int, ...] = setting((2, 2, 2), "Residual blocks per level", source="MAISI")
+    channels: tuple[Width, Width, Width] = setting((64, 128, 256), "Channels per level", source="MAISI")
+    residual_blocks: tuple[Blocks, Blocks, Blocks] = setting((2, 2, 2), "Residual blocks per level", source="MAISI")
     norm_groups: int = setting(32, "Groups of the group normalisation", ge=1, source="MAISI")
     latent_channels: int = setting(4, "Channels of the latent", ge=1, le=64, source="MAISI")
     window_voxels: int = setting(
         128, "Volumes with a longer side are decoded by sliding window of this side", unit="voxels", ge=32
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Codec:
+        if any(width % self.norm_groups for width in self.channels):
+            raise ValueError(f"channels {self.channels}: each must be a multiple of norm_groups = {self.norm_groups}")
+        return self
 
 
 class CodecTraining(Section):
@@ -255,12 +265,12 @@ class Flow(Section):
 class Network(Section):
     """MONAI's MAISI UNet with two time inputs."""
 
-    channels: tuple[int, ...] = setting((64, 128, 256, 512), "Channels per level", source="NV-Generate")
+    channels: tuple[Width, ...] = setting((64, 128, 256, 512), "Channels per level", source="NV-Generate")
     attention: tuple[bool, ...] = setting((False, False, True, True), "Self-attention per level", source="NV-Generate")
     head_channels: tuple[int, ...] = setting(
         (0, 0, 32, 32), "Channels per attention head, 0: one head; the middle block: the last", source="NV-Generate"
     )
-    residual_blocks: int = setting(2, "Residual blocks per level", ge=1, source="NV-Generate")
+    residual_blocks: int = setting(2, "Residual blocks per level", ge=1, le=16, source="NV-Generate")
     norm_groups: int = setting(32, "Groups of the group normalisation", ge=1)
     time_embedding: Literal["neuromf", "maisi"] = setting(
         "neuromf", "Waves of t: our own over [0, 1], or MAISI's of 1000·t, which an NV-Generate warm start needs"
@@ -268,11 +278,13 @@ class Network(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Network:
-        if not len(self.channels) == len(self.attention) == len(self.head_channels):
-            raise ValueError("channels, attention and head_channels must have one entry per level")
+        if not 1 <= len(self.channels) == len(self.attention) == len(self.head_channels) <= 8:
+            raise ValueError("channels, attention and head_channels must have one entry per level, of 1 to 8 levels")
         if any(width % self.norm_groups for width in self.channels):
             raise ValueError(f"channels {self.channels}: each must be a multiple of norm_groups = {self.norm_groups}")
-        if any(head and width % head for head, width in zip(self.head_channels, self.channels, strict=True)):
+        if any(
+            head < 0 or (head and width % head) for head, width in zip(self.head_channels, self.channels, strict=True)
+        ):
             raise ValueError(f"head_channels {self.head_channels} must divide channels {self.channels}")
         return self
 
@@ -611,8 +623,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # PyYAML raises anything: ValueError (a 13th month), AttributeError, RecursionError
+        raise ConfigError(f"{path} is no valid YAML: {error or type(error).__name__}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings as `key: value`, found {type(content).__name__}")
     return content
@@ -635,9 +649,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
         return f"{key}: unknown key{_nearest(location[-1], fields)}"
-    if not location:  # several settings contradict each other; the message names them
-        return str(error["msg"]).removeprefix("Value error, ")
-    return f"{key} = {error['input']!r}: {error['msg']}"
+    return f"{key} = {reprlib.repr(error['input'])}: {error['msg']}"
 
 
 def _fields_at(location: list[str]) -> list[str]:

@@ -33,12 +33,14 @@ from tqdm import tqdm
 
 from neuromf.tables import (
     ManifestRow,
+    StorageError,
     content_hash,
     file_sha256,
     read_manifest,
     read_tsv,
     write_manifest,
     write_text,
+    writing,
 )
 
 Figures = dict[str, float | str]
@@ -52,7 +54,7 @@ _ONE_THREAD = dict.fromkeys(
 
 
 class ShardError(RuntimeError):
-    """Too many scans of a cohort failed; the message lists them."""
+    """A shard or cohort that cannot go on: too many scans failed, or a finished file was altered; the message names them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Task:
     """One scan's work in a stage.
 
     ``inputs``' content and ``arguments`` (keyword arguments of the work function) decide the result and whether it is
-    still valid; ``outputs[0]`` is the manifest's ``file``. With ``failed_upstream`` (a reason) nothing is done.
+    still valid; ``outputs[0]`` is the manifest's ``file``. With ``failed_upstream`` (a reason) nothing is done. ``made`` is
+    the row of the stage that wrote ``inputs[0]``: its SHA-256 must be that of the file.
     """
 
     scan_id: str
@@ -68,6 +71,7 @@ class Task:
     outputs: tuple[Path, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
     failed_upstream: str = ""
+    made: ManifestRow | None = None
 
 
 def run_shard(
@@ -93,6 +97,11 @@ def run_shard(
 
     Returns:
         One row per task, in the tasks' order. Scans whose key is unchanged and whose output is intact are skipped.
+
+    Raises:
+        ShardError: an input is not what the stage before wrote.
+        StorageError: the disk is full or cannot be written. Finished scans keep their rows in the journal, and a scan that
+            could not be written is no failed one.
     """
     journal = _journal(manifest)
     before = _read_journal(journal)
@@ -105,13 +114,15 @@ def run_shard(
     pending = [task for task in pending if not task.failed_upstream]
     workers = max(1, min(workers, len(pending)))
     with tqdm(total=len(tasks), initial=len(done), desc=label, unit="scan") as bar:
-        manifest.parent.mkdir(parents=True, exist_ok=True)
+        with writing(manifest):
+            manifest.parent.mkdir(parents=True, exist_ok=True)
         for task, outcome in _outcomes(pending, work, workers, initializer, initargs):
             row = _row(task, outcome, keys[task.scan_id], manifest.parent)
             if not row.ok:
                 _log.warning("%s: %s failed: %s", label, row.scan_id, row.reason)
             done[task.scan_id] = row
-            _append(journal, row)
+            with writing(journal):
+                _append(journal, row)
             bar.update()
     rows = tuple(done[task.scan_id] for task in tasks)
     write_manifest(manifest, rows)
@@ -157,6 +168,23 @@ def finished_scans(manifest: Path) -> dict[str, Path]:
     return {scan: path for scan, (path, size) in files.items() if path.is_file() and path.stat().st_size == size}
 
 
+def check_intact(path: Path, row: ManifestRow, sha256: str) -> None:
+    """Refuse a file of an earlier stage that is not what its manifest says: a flipped bit would become the next result.
+
+    Args:
+        sha256: of the file now; ``none`` where it is gone.
+
+    Raises:
+        ShardError: names the file and the remedy.
+    """
+    if sha256 != row.sha256:
+        what = "is gone" if sha256 == "none" else f"has sha256 {sha256}, its manifest says {row.sha256}"
+        raise ShardError(
+            f"{os.path.normpath(path)} {what}: it was damaged or altered after it was made. Remove it, if it is there, and"
+            " run again: the workflow makes it anew, and nothing else"
+        )
+
+
 def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> tuple[ManifestRow, ...]:
     """Return the failed scans of a cohort; stop when they are more than a share of it.
 
@@ -190,6 +218,8 @@ def _claimed(manifest: Path) -> set[tuple[Path, int]]:
 
 def _key(task: Task, settings: Mapping[str, Any], code: str) -> str:
     inputs = [file_sha256(path) if path.is_file() else "none" for path in task.inputs]
+    if task.made is not None:
+        check_intact(task.inputs[0], task.made, inputs[0])
     return content_hash(
         {
             "inputs": inputs,
@@ -298,6 +328,8 @@ def _attempt(work: Work, task: Task) -> Figures | str:
         if missing := [str(path) for path in task.outputs if not path.is_file()]:
             raise FileNotFoundError(f"the stage did not write {', '.join(missing)}")
         return figures
+    except (StorageError, ShardError):
+        raise  # no fault of the scan: a failed row would leave it out for good
     except ValueError as error:  # our own errors: the message is meant for the user
         return str(error)
     except Exception as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +22,17 @@ COHORT_COLUMNS = ("participant_id", "session_id", "image", "modality", "mask", "
 RELEASE_COLUMNS = ("participant_id", "session_id", "modality", "cohort", "split")
 MANIFEST_COLUMNS = ("scan_id", "status", "reason", "file", "bytes", "sha256", "key")
 SPLITS = ("train", "val", "test")
+STATUSES = ("ok", "failed")
+MOST_COLUMNS = 2000  # of a table: every row keeps its cells in memory, and a cohort may have 60,000
+_COHORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_CANNOT_WRITE = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some of your quota there",
+    errno.EFBIG: "raise the limit of the size of files",
+    errno.EROFS: "mount the file system writable or work in another folder",
+    errno.EACCES: "make the folder writable or work in another one",
+    errno.EPERM: "make the folder writable or work in another one",
+}
 
 
 class TableError(ValueError):
@@ -107,19 +120,60 @@ class ManifestRow:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
+class StorageError(OSError):
+    """A file that cannot be written: a full disk or quota, a read-only file system; the message names it and the remedy.
+
+    It is no fault of a scan, so it stops a stage.
+    """
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` (same suffixes) that replaces it when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
-    os.close(handle)
-    temporary = Path(name)
-    temporary.chmod(0o644)
+    """Yield a temporary path beside ``path`` (same suffixes) that replaces it when the block ends without an error.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; ``path`` is as it was, and nothing else is left.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            temporary.chmod(0o644)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the error of a disk that cannot be written, whichever library met it, into one that says what to do.
+
+    Raises:
+        StorageError: with the file, the reason, the space that is left and the remedy.
+    """
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _rust_errno(error)
+        if number not in _CANNOT_WRITE:
+            raise
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(there).free / 2**20
+        raise StorageError(
+            f"{path} cannot be written: {os.strerror(number)} ({free:,.0f} MiB free at {there});"
+            f" {_CANNOT_WRITE[number]} and run again: what is finished is kept"
+        ) from error
+
+
+def _rust_errno(error: Exception) -> int | None:
+    """Return the error number that Rust's standard library puts into its messages (safetensors), or None."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -131,6 +185,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused, since JSON has none."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        needed: keys that it must have.
+
+    Raises:
+        TableError: the file is missing or damaged, holds no object or lacks a key.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TableError(f"{path} does not exist") from None
+    except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, a number of 5,000 digits, brackets without end
+        raise TableError(f"{path} is damaged or no JSON ({error}); restore it, or remove it and run again") from None
+    if not isinstance(content, dict) or (absent := [key for key in needed if key not in content]):
+        what = f"lacks {', '.join(absent)}" if isinstance(content, dict) else f"holds a {type(content).__name__}"
+        raise TableError(f"{path} {what}; restore it, or remove it and run again")
+    return content
 
 
 def file_sha256(path: Path) -> str:
@@ -157,7 +232,10 @@ def read_cohort(table: Path) -> Cohort:
     sidecar = table.with_suffix(".json")
     if not sidecar.is_file():
         raise TableError(f'{sidecar} is missing: it names the folder the cohort\'s images lie in, {{"root": "/data"}}')
-    about = json.loads(sidecar.read_text(encoding="utf-8"))
+    about = read_json(sidecar, "root")
+    for key in ("root", "source"):
+        if not isinstance(about.get(key, ""), str):
+            raise TableError(f"{sidecar}: {key} is {about[key]!r}; give a text")
     rows = read_tsv(table, COHORT_COLUMNS)
     scans: list[Scan] = []
     seen: dict[str, int] = {}
@@ -170,6 +248,17 @@ def read_cohort(table: Path) -> Cohort:
         seen[scan.scan_id] = number
         scans.append(scan)
     return Cohort(table.stem, Path(about["root"]), tuple(scans), about.get("source", "folder"))
+
+
+def leads_out(root: Path, image: str) -> str:
+    """Return why a file may not be read: a link leads out of the cohort's root; "" if none does."""
+    real = (root / image).resolve()
+    if real.is_relative_to(root.resolve()):
+        return ""
+    return (
+        f"{root / image} is a link to {real}, which leaves the cohort's root; copy the file there, or make the root a folder"
+        " that holds both"
+    )
 
 
 def write_cohort(table: Path, cohort: Cohort) -> None:
@@ -194,7 +283,7 @@ def check_append_only(table: Path, scans: Sequence[Scan], used: Path) -> None:
     """
     if not used.is_file():
         return
-    for number, old in enumerate(used.read_text(encoding="utf-8").split(), start=2):
+    for number, old in enumerate(used.read_text(encoding="utf-8", errors="replace").split(), start=2):
         now = scans[number - 2].scan_id if number - 2 < len(scans) else "nothing"
         if now != old:
             raise TableError(
@@ -210,12 +299,8 @@ def record_use(scans: Sequence[Scan], used: Path) -> None:
 
 def _scan(table: Path, number: int, row: dict[str, str | None], root: Path) -> Scan:
     where = f"{table}, row {number}"
+    _check_ids(where, row)
     participant, session, modality = row["participant_id"], row["session_id"], row["modality"]
-    for column, value in (("participant_id", participant), ("session_id", session), ("modality", modality)):
-        if value is None and column != "session_id":
-            raise TableError(f"{where}: {column} is empty")
-        if value is not None and not ID_PATTERN.fullmatch(value):
-            raise TableError(f"{where}: {column} {value!r} must consist of letters and digits only")
     for column in ("image", "mask"):
         value = row[column]
         if value is not None and (".." in Path(value).parts or not (root / value).is_relative_to(root)):
@@ -230,6 +315,15 @@ def _scan(table: Path, number: int, row: dict[str, str | None], root: Path) -> S
     return Scan(participant, session, row["image"], modality, row["mask"], stripped == "true", extra)
 
 
+def _check_ids(where: str, row: Mapping[str, str | None]) -> None:
+    for column in ("participant_id", "session_id", "modality"):
+        value = row[column]
+        if value is None and column != "session_id":
+            raise TableError(f"{where}: {column} is empty")
+        if value is not None and not ID_PATTERN.fullmatch(value):
+            raise TableError(f"{where}: {column} {value!r} must consist of letters and digits only")
+
+
 # --- releases -------------------------------------------------------------------------------------------------------
 
 
@@ -237,15 +331,16 @@ def read_release(table: Path) -> tuple[ReleaseRow, ...]:
     """Read a release table.
 
     Raises:
-        TableError: missing file or column, unknown split, duplicate scan; with the row's number.
+        TableError: missing file or column, malformed ID, unknown split, duplicate scan; with the row's number.
     """
     releases: list[ReleaseRow] = []
     seen: set[tuple[str, str]] = set()
     for number, row in enumerate(read_tsv(table, RELEASE_COLUMNS), start=2):
+        _check_ids(f"{table}, row {number}", row)
+        if not _COHORT_NAME.fullmatch(row["cohort"] or ""):
+            raise TableError(f"{table}, row {number}: cohort {row['cohort']!r} is no cohort's name")
         if row["split"] not in SPLITS:
             raise TableError(f"{table}, row {number}: split is {row['split']!r}; use one of {', '.join(SPLITS)}")
-        if any(row[c] is None for c in ("participant_id", "modality", "cohort")):
-            raise TableError(f"{table}, row {number}: participant_id, modality and cohort must not be empty")
         entry = ReleaseRow(**{c: row[c] for c in RELEASE_COLUMNS})  # type: ignore[arg-type]
         if (entry.cohort, entry.scan_id) in seen:
             raise TableError(f"{table}, row {number}: {entry.scan_id} of cohort {entry.cohort} is listed twice")
@@ -309,13 +404,18 @@ def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
     """Read a shard manifest.
 
     Raises:
-        TableError: missing file or column.
+        TableError: missing file or column, a status or size that is none.
     """
     rows = []
-    for raw in read_tsv(path, MANIFEST_COLUMNS):
+    for number, raw in enumerate(read_tsv(path, MANIFEST_COLUMNS), start=2):
         figures = {k: _figure(v) for k, v in raw.items() if k not in MANIFEST_COLUMNS and v is not None}
         known = {c: raw[c] or "" for c in MANIFEST_COLUMNS}
-        rows.append(ManifestRow(**(known | {"bytes": int(known["bytes"] or 0)}), figures=figures))  # type: ignore[arg-type]
+        size = known["bytes"] or "0"
+        if known["status"] not in STATUSES or not (size.isascii() and size.isdigit() and len(size) < 19):
+            raise TableError(
+                f"{path}, row {number}: status {known['status']!r}, bytes {size!r}; remove the damaged file and run again"
+            )
+        rows.append(ManifestRow(**(known | {"bytes": int(size)}), figures=figures))  # type: ignore[arg-type]
     return tuple(rows)
 
 
@@ -340,20 +440,26 @@ def read_tsv(path: Path, required: Sequence[str]) -> list[dict[str, str | None]]
     """Read a TSV file; empty cells and ``n/a`` are None.
 
     Raises:
-        TableError: the file is missing, is not UTF-8, lacks a required column or has a row of another length.
+        TableError: the file is missing, is not UTF-8, lacks a required column, has a column twice or thousands of them, or
+            has a row of another length.
     """
     if not path.is_file():
         raise TableError(f"{path} does not exist")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at what a cell may hold
     except UnicodeDecodeError as error:
         raise TableError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    reader = csv.reader(lines, delimiter="\t")
-    header = next(reader, [])
+    header, *body = (line.split("\t") if line else [] for line in lines)
+    if len(header) > MOST_COLUMNS:
+        raise TableError(
+            f"{path} has {len(header)} columns, at most {MOST_COLUMNS} are read; leave out what is not needed"
+        )
+    if twice := [column for column, count in Counter(header).items() if column and count > 1]:
+        raise TableError(f"{path}: column {twice[0]!r} is there {header.count(twice[0])} times; rename or remove one")
     if missing := [column for column in required if column not in header]:
         raise TableError(f"{path}: missing column {', '.join(missing)}; found: {', '.join(header) or 'an empty file'}")
     rows = []
-    for number, cells in enumerate(reader, start=2):
+    for number, cells in enumerate(body, start=2):
         if not cells:
             continue
         if len(cells) != len(header):

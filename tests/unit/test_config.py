@@ -54,6 +54,11 @@ def test_shipped_configuration_runs_the_demo():
         ({"preprocess": {"conform": {"percentiles": [99, 1]}}}, "low < high"),
         ({"network": {"channels": [8]}}, "one entry per level"),
         ({"runs": {}}, "at least one run"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate = nan"),
+        ({"train": {"updates": list(range(10**6))}}, "train.updates = [0, 1, 2, 3, 4, 5, ...]"),
+        ({"preprocess": {"conform": {"shape": [10**6] * 3}}}, "preprocess.conform.shape.0 = 1000000"),
+        ({"codec": {"channels": [8, 10**9, 8]}}, "codec.channels.1 = 1000000000"),
+        ({"network": {"residual_blocks": 10**9}}, "network.residual_blocks = 1000000000"),
     ],
 )
 def test_wrong_settings_are_refused_with_a_remedy(settings, message):
@@ -87,3 +92,26 @@ def test_only_runs_that_there_are_may_be_trained_again():
     assert c.for_run("other").train.updates == 5
     with pytest.raises(config.ConfigError, match="retrain: 'meanflwo' is not in runs; did you mean 'meanflow'"):
         config.validate(settings | {"retrain": ["meanflwo"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff\xfe",
+        b"a: [",
+        b"a: 2020-13-45",
+        b"a: !!timestamp x",
+        b"a: !!python/object/apply:os.system [ls]",
+        b"[" * 5000,
+    ],
+)
+def test_a_file_that_is_no_yaml_is_one_kind_of_error(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text)
+    with pytest.raises(config.ConfigError, match=r"config\.yaml is no valid YAML"):
+        config.read_yaml(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(config.ConfigError, match=r"none\.yaml cannot be read: No such file"):
+        config.read_yaml(tmp_path / "none.yaml")

@@ -58,6 +58,78 @@ def test_missing_columns_and_files_are_named(tmp_path):
         tables.read_cohort(table)
 
 
+@pytest.mark.parametrize(
+    ("sidecar", "message"),
+    [
+        ("{", "damaged or no JSON"),
+        ("[]", "holds a list"),
+        ("{}", "lacks root"),
+        ('{"root": 3}', "root is 3; give a text"),
+        ("[" * 100_000, "damaged or no JSON"),
+    ],
+)
+def test_a_damaged_sidecar_is_named(tmp_path, sidecar, message):
+    table = write_cohort(tmp_path, "")
+    table.with_suffix(".json").write_text(sidecar)
+    with pytest.raises(TableError, match=message) as error:
+        tables.read_cohort(table)
+    assert "study.json" in str(error.value)
+
+
+def test_tables_of_100_000_columns_or_with_a_column_twice_are_refused(tmp_path):
+    table = write_cohort(tmp_path, "")
+    header = table.read_text().strip()
+    table.write_text(header + "".join(f"\tq{i}" for i in range(100_000)) + "\n")
+    with pytest.raises(TableError, match="has 100006 columns, at most 2000 are read; leave out"):
+        tables.read_cohort(table)
+    table.write_text(f"{header}\tage\tage\n")
+    with pytest.raises(TableError, match="column 'age' is there 2 times"):
+        tables.read_cohort(table)
+
+
+def test_quotes_and_odd_separators_stay_inside_their_cell(tmp_path):
+    note = 'a "quote, unicode\u2028line, \x0b and \x85 end'
+    cohort = Cohort("study", Path("/data"), (scan("01", extra={"note": note}), scan("02", extra={"note": '"'})), "bids")
+    tables.write_cohort(tmp_path / "study.tsv", cohort)
+    assert tables.read_cohort(tmp_path / "study.tsv") == cohort
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("../../x\tn/a\tT1w\ta\ttrain", "participant_id '../../x' must consist of letters"),
+        ("01\tn/a\tT1w\t../a\ttrain", "cohort '../a' is no cohort's name"),
+        ("01\t$(rm -rf)\tT1w\ta\ttrain", "session_id"),
+        ("01\tn/a\tT1w\ta\tall", "split is 'all'"),
+    ],
+)
+def test_a_release_that_names_other_folders_is_refused(tmp_path, row, message):
+    (tmp_path / "r.tsv").write_text("participant_id\tsession_id\tmodality\tcohort\tsplit\n" + row + "\n")
+    with pytest.raises(TableError, match="row 2") as error:
+        tables.read_release(tmp_path / "r.tsv")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("cells", ["ok\t\tx\tmany", "fine\t\tx\t3", "ok\t\tx\t-1", "ok\t\tx\t" + "9" * 5000])
+def test_a_damaged_manifest_is_refused_by_its_row(tmp_path, cells):
+    path = tmp_path / "shard-0000.tsv"
+    path.write_text("scan_id\tstatus\treason\tfile\tbytes\tsha256\tkey\n" + f"sub-1_T1w\t{cells}\tab\tk\n")
+    with pytest.raises(TableError, match=r"shard-0000\.tsv, row 2: status .*remove the damaged file"):
+        tables.read_manifest(path)
+
+
+def test_links_out_of_the_root_are_told(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "other.nii"
+    root.mkdir()
+    other.touch()
+    (root / "inside.nii").touch()
+    (root / "near.nii").symlink_to("inside.nii")
+    (root / "far.nii").symlink_to(other)
+    (tmp_path / "alias").symlink_to(root)
+    assert [tables.leads_out(tmp_path / "alias", name) for name in ("inside.nii", "near.nii", "gone.nii")] == [""] * 3
+    assert "other.nii, which leaves the cohort's root; copy the file there" in tables.leads_out(root, "far.nii")
+
+
 def test_tables_only_grow_at_the_end(tmp_path):
     used, table = tmp_path / "used.txt", tmp_path / "study.tsv"
     tables.record_use([scan("01"), scan("02")], used)

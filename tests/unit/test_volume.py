@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes, write_volume
+from neuromf.volume import VolumeError, read_labels, read_volume, to_ras, voxel_sizes, write_volume
 
 SIDE = 20
 AFFINE = np.array([[-0.9, 0.1, 0, 80], [0.1, 1.1, 0, -90], [0, 0, 1.3, -50], [0, 0, 0, 1]])
@@ -39,6 +40,39 @@ def singular(path: Path) -> None:
     image = nib.Nifti1Image(scan(), None)
     image.header.set_sform(np.diag([1, 1, 0, 1]), code=1)
     nib.save(nib.Nifti1Image.from_bytes(image.to_bytes()), path)
+
+
+def huge(path: Path) -> None:
+    """A NIfTI-2 header that claims 10⁶ voxels a side, and next to nothing behind it."""
+    header = nib.Nifti2Image(scan(), AFFINE).header
+    header["dim"][1:4] = 10**6
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4) + bytes(1000)))
+
+
+def claiming_more(path: Path) -> None:
+    """A header that claims 512³ voxels in a file of 20 × 21 × 22."""
+    save(path, scan())
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[42:48] = np.array([512, 512, 512], "<i2").tobytes()
+    path.write_bytes(gzip.compress(content))
+
+
+def with_form(path: Path, qform: np.ndarray) -> None:
+    image = nib.Nifti1Image(scan(), AFFINE)
+    image.set_sform(AFFINE, code=2)
+    image.set_qform(qform, code=1)
+    nib.save(image, path)
+
+
+def rgb(path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((SIDE,) * 3, [("R", "u1"), ("G", "u1"), ("B", "u1")]), AFFINE), path)
+
+
+def flipped(path: Path) -> None:
+    save(path, scan())
+    content = bytearray(path.read_bytes())
+    content[-300] ^= 4
+    path.write_bytes(content)
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -70,6 +104,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "voxels of type complex64",
     ),
     "affine": (singular, "affine that cannot be inverted"),
+    "10⁶ voxels a side": (huge, r"claims \(1000000, 1000000, 1000000\) voxels, at most 1024³ are read"),
+    "more than there is": (claiming_more, r"its header claims \(512, 512, 512\) voxels, its \d+ bytes hold fewer"),
+    "mirrored qform": (
+        lambda p: with_form(p, AFFINE * [[-1], [1], [1], [1]]),
+        r"sform \(LAS.* and qform \(RAS.* disagree",
+    ),
+    "larger qform": (lambda p: with_form(p, AFFINE * [1.2, 1.2, 1.2, 1]), "sform .* disagree.*fslorient"),
+    "RGB": (rgb, r"voxels of type \[\('R'"),
+    "flipped bit": (flipped, "truncated or damaged .*(CRC|invalid|incorrect|Error)"),
 }
 
 
@@ -81,6 +124,79 @@ def test_faulty_files_are_refused_with_their_own_reason(tmp_path: Path, fault: s
     with pytest.raises(VolumeError, match=reason) as caught:
         read_volume(path)
     assert str(path) in str(caught.value)
+
+
+def test_no_flipped_bit_of_a_zipped_volume_is_read(tmp_path: Path) -> None:
+    """nibabel alone never looks at the checksum: it read two thirds of these, with other voxels."""
+    path, dice = tmp_path / "scan.nii.gz", random.Random(0)
+    write_volume(path, np.rint(scan()), AFFINE, np.float32)
+    whole, data = path.read_bytes(), read_volume(path).get_fdata()
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert np.array_equal(
+                read_volume(path).get_fdata(), data
+            )  # a bit of the time or of the name in gzip's header
+        except VolumeError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 90
+
+
+ODD: dict[str, Callable[[nib.Nifti1Image], nib.Nifti1Image]] = {
+    "big-endian": lambda image: nib.Nifti1Image(image.dataobj, image.affine, image.header.as_byteswapped(">")),
+    "float64": lambda image: nib.Nifti1Image(np.asarray(image.dataobj, np.float64), image.affine),
+    "NIfTI-2": lambda image: nib.Nifti2Image(np.asarray(image.dataobj), image.affine),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_but_valid_files_are_read_as_what_they_are(tmp_path: Path, kind: str) -> None:
+    nib.save(ODD[kind](nib.Nifti1Image(scan(), AFFINE)), tmp_path / "scan.nii.gz")
+    image = read_volume(tmp_path / "scan.nii.gz")
+    assert np.array_equal(image.get_fdata(), scan()) and np.allclose(image.affine, AFFINE, atol=1e-5)
+    assert image.get_data_dtype() == np.float32
+
+
+def test_a_slope_of_zero_means_no_scaling(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(scan(), AFFINE), path)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([0, 5], "<f4").tobytes()  # scl_slope, scl_inter
+    path.write_bytes(content)
+    assert np.array_equal(read_volume(path).get_fdata(), scan())
+
+
+def test_negative_spacing_of_a_header_with_sform_does_not_mirror(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    nib.save(nib.Nifti1Image(scan(), AFFINE), path)  # the sform alone has a code
+    content = bytearray(path.read_bytes())
+    content[80:92] = (-np.frombuffer(content[80:92], "<f4")).tobytes()  # pixdim
+    path.write_bytes(content)
+    assert np.allclose(read_volume(path).affine, AFFINE, atol=1e-5)
+
+
+def test_a_turned_and_moved_sform_is_a_registration(tmp_path: Path) -> None:
+    turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, 0.1, 0), [30, 0, -20])
+    with_form(tmp_path / "scan.nii.gz", turn @ AFFINE)
+    assert np.allclose(read_volume(tmp_path / "scan.nii.gz").affine, AFFINE, atol=1e-5)
+
+
+def test_labels_keep_their_type_and_their_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "labels.nii.gz"
+    labels = np.random.default_rng(0).integers(0, 2035, (SIDE,) * 3)
+    write_volume(path, labels, AFFINE, np.int16)
+    read = read_labels(path)
+    assert np.asarray(read.dataobj).dtype == np.int16 and np.array_equal(read.dataobj, labels)
+    write_volume(path, scan(), AFFINE, np.float32)
+    with pytest.raises(VolumeError, match="labels are integers"):
+        read_labels(path)
+    flipped(path)
+    with pytest.raises(VolumeError, match="damaged"):
+        read_labels(path)
 
 
 def test_reasons_are_distinct() -> None:

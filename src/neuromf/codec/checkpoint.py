@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from neuromf.codec.maisi import architecture
+from neuromf.codec.weights import CodecError
 from neuromf.config import Codec, CodecTraining
-from neuromf.tables import atomic_path, content_hash
+from neuromf.tables import content_hash
+from neuromf.tensors import TensorError, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from neuromf.codec.crops import Crops
@@ -47,23 +47,25 @@ def save_checkpoint(path: Path, trainer: CodecTrainer, key: str) -> None:
         "kl_weight": trainer.controller.weight,
         "kl_moments": trainer.controller.moments,
     }
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"state": json.dumps(state)}))
+    save_tensors(path, tensors, {"state": json.dumps(state)})
 
 
 def load_checkpoint(path: Path, trainer: CodecTrainer, key: str) -> bool:
-    """Put the trainer where the checkpoint left it; False (and nothing changed) when there is none of this training."""
+    """Put the trainer where the checkpoint left it; False (and nothing changed) when there is none of this training.
+
+    Raises:
+        CodecError: the file is damaged.
+    """
     if not path.is_file():
         return False
     try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            if state["key"] != key:
-                log.warning("%s belongs to other settings, scans or code; training starts anew", path)
-                return False
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no checkpoint ({error}); remove it to start anew") from None
+        tensors, about = load_tensors(path)
+        state = json.loads(about["state"])
+    except (TensorError, KeyError) as error:
+        raise CodecError(f"{error}; remove it to start anew") from None
+    if state["key"] != key:
+        log.warning("%s belongs to other settings, scans or code; training starts anew", path)
+        return False
     trainer.generator.set_state(tensors["generator"])
     for part, network in _networks(trainer).items():
         network.load_state_dict({name: tensors[f"{part}/{name}"] for name in network.state_dict()})

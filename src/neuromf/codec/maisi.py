@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +11,14 @@ from typing import Any
 import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiGroupNorm3D
 from monai.inferers import SlidingWindowInferer
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from neuromf.codec.weights import CodecError, weights_path
 from neuromf.config import Codec
 from neuromf.published import PublishedError, count, misfit, plain_state, read_published
-from neuromf.tables import file_sha256
+from neuromf.tables import TableError, file_sha256, read_json
 
 ARCHITECTURE = ("channels", "residual_blocks", "norm_groups", "latent_channels")
 PUBLISHED_PARAMETERS = 20_944_897  # of the defaults of `Codec`, in 130 tensors (facts.md §1)
@@ -148,8 +148,11 @@ def load_codec(
     about = path.with_name("codec.json")
     if path.suffix == ".safetensors" and about.is_file():
         settings = _adopt_architecture(settings, about, sha256)
+    state = read_state(path)
+    with torch.device("meta"):  # takes no memory, whatever architecture a damaged codec.json claims
+        check_weights(build(settings), state, path)
     network = build(settings)
-    load_weights(network, read_state(path), path)
+    network.load_state_dict(state)
     device = torch.device(device)
     return FrozenCodec(network.to(device).eval().requires_grad_(False), settings, sha256, device)
 
@@ -172,8 +175,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return plain_state(state)
 
 
-def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Copy a state dict into the network; every key and shape must agree.
+def check_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse a state dict that is not the network's: every key and shape must agree.
 
     Raises:
         CodecError: names the first keys that are missing, unexpected or of another shape, and the counts.
@@ -186,7 +189,6 @@ def load_weights(network: torch.nn.Module, state: Mapping[str, torch.Tensor], pa
         )
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise CodecError(f"{path} holds NaN or infinite weights; fetch the file again")
-    network.load_state_dict(dict(state))
 
 
 def architecture(settings: Codec) -> dict[str, Any]:
@@ -196,8 +198,16 @@ def architecture(settings: Codec) -> dict[str, Any]:
 
 def _adopt_architecture(settings: Codec, about: Path, sha256: str) -> Codec:
     """Return the settings with codec.json's architecture; a setting that is neither its nor the default is refused."""
-    content = json.loads(about.read_text(encoding="utf-8"))
-    if content.get("sha256", sha256) != sha256:
+    try:
+        content = read_json(about, "architecture", "sha256")
+        absent = [key for key in ARCHITECTURE if key not in content["architecture"]]
+        if absent:
+            raise TableError(f"{about}: architecture has no {', '.join(absent)}")
+    except (TableError, TypeError) as error:
+        raise CodecError(
+            f"{error}; restore the codec.json of these weights, or remove it and set the architecture"
+        ) from None
+    if content["sha256"] != sha256:
         raise CodecError(
             f"{about} describes weights with sha256 {content['sha256']}, but the file beside it has {sha256}"
         )
@@ -205,4 +215,7 @@ def _adopt_architecture(settings: Codec, about: Path, sha256: str) -> Codec:
     for key in ARCHITECTURE:
         if asked[key] != stored[key] and asked[key] != default[key]:
             raise CodecError(f"codec.{key} is {asked[key]}, but {about} says {stored[key]}; remove the setting")
-    return Codec.model_validate(settings.model_dump() | stored)
+    try:
+        return Codec.model_validate(settings.model_dump() | stored)
+    except ValidationError as error:
+        raise CodecError(f"{about}: no architecture of a codec ({error.errors()[0]['msg']}); restore it") from None

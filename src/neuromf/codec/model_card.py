@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from neuromf.codec.validate import METRICS
-from neuromf.tables import write_text
+from neuromf.tables import read_json, write_text
 
 _TEMPLATE = """# Model card: codec `{name}`
 
@@ -58,8 +58,8 @@ def write_model_card(folder: Path, validations: Mapping[str, Path], *, purpose: 
     Raises:
         ValueError: a validation of other weights.
     """
-    about = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
-    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in validations.items()}
+    about = read_json(folder / "codec.json")
+    results = {name: read_json(path) for name, path in validations.items()}
     for name, result in results.items():
         if result["sha256"] != about["sha256"]:
             raise ValueError(f"{validations[name]} is of weights {result['sha256']}, {folder} holds {about['sha256']}")

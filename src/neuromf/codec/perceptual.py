@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
 from neuromf.codec.weights import perceptual_files
+from neuromf.published import read_published
 from neuromf.tables import file_sha256
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ BATCH = 32  # slices that pass the network together; changes no figure
 SLICES = 4  # random slices of each of the three planes per update and term
 SMALLEST_SIDE = 32  # pixels: slices are enlarged to this, or the network's three poolings leave nothing
 _SPLITS = (2, 5, 8, 10, 11, 12, 13)  # ends of LPIPS's seven depths among torchvision's layers
+_CHANNELS = (64, 128, 256, 384, 384, 512, 512)  # at those ends
 _MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's scaling layer, for images in [-1, 1]
 
 
@@ -61,11 +63,14 @@ class SliceLpips(nn.Module):
         if not file_sha256(backbone_file).startswith(BACKBONE_SHA256):
             raise ValueError(f"{backbone_file}: its sha256 does not begin with {BACKBONE_SHA256}; fetch it again")
         backbone = squeezenet1_1(weights=None)
-        backbone.load_state_dict(torch.load(backbone_file, map_location="cpu", weights_only=True))
-        heads = torch.load(heads_file, map_location="cpu", weights_only=True)
+        backbone.load_state_dict(read_published(backbone_file))
+        heads = read_published(heads_file)
         if sorted(heads) != [f"lin{i}.model.1.weight" for i in range(len(_SPLITS))]:
             raise ValueError(f"{heads_file} holds {', '.join(heads)}, not LPIPS's seven heads; fetch it again")
         ordered = [heads[f"lin{i}.model.1.weight"] for i in range(len(_SPLITS))]
+        expected = [(1, channels, 1, 1) for channels in _CHANNELS]
+        if [tuple(getattr(head, "shape", ())) for head in ordered] != expected:
+            raise ValueError(f"{heads_file}: its heads are not of the shapes {expected}; fetch it again")
         return cls(backbone.features, ordered)
 
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from neuromf.cohort.layouts import FLAT, MODALITIES, Found, Layout, recognise
 from neuromf.config import NAME_PATTERN
-from neuromf.tables import COHORT_COLUMNS, Cohort, Scan, TableError, read_cohort, read_tsv, write_cohort
+from neuromf.tables import COHORT_COLUMNS, Cohort, Scan, TableError, leads_out, read_cohort, read_tsv, write_cohort
 
 DEFAULT_MODALITIES = ("T1w", "FLAIR")
 NOT_RAW = ("derivatives", "sourcedata", "code", "stimuli")
@@ -131,6 +131,10 @@ def _nifti_files(root: Path) -> tuple[list[str], list[Skipped]]:
                 continue
             if not (here / one).exists():
                 skipped.append(Skipped(place, "a link to a file that is not there (with datalad: get it first)"))
+            elif (here / one).is_symlink() and leads_out(root, place):
+                skipped.append(
+                    Skipped(place, "a link that leaves the folder (copy the file, or index a folder above both)")
+                )
             elif re.search(r"[\t\r\n]", place) or not _is_unicode(place):
                 skipped.append(Skipped(repr(place), "a name with a tab, a line break or bytes that are no UTF-8"))
             else:

@@ -6,7 +6,6 @@ the mean alone decides. A figure that could not be measured warns and never pass
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from neuromf.codec.validate import PERCEPTUAL
 from neuromf.config import CodecGate, Evaluate
 from neuromf.evaluation.inference import Estimate, mean_estimate
-from neuromf.tables import write_tsv
+from neuromf.tables import read_json, write_tsv
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def check_codec(validation: Path, gate: CodecGate, settings: Evaluate, out: Path
     Raises:
         CodecGateError: a figure misses its threshold and ``gate.action`` is stop; ``out`` is then not written.
     """
-    content = json.loads(validation.read_text(encoding="utf-8"))
+    content = read_json(validation)
     rows = [row for row in content["rows"] if row["codec"] == "vae"]
     found = checks(rows, gate, settings)
     table = f"codec {content['codec']} on {len(rows)} held-out scans, inside the brain:\n{as_text(found)}"

@@ -11,7 +11,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -47,7 +46,7 @@ from neuromf.evaluation.morphometry.evaluate import add_folder_regions
 from neuromf.evaluation.morphometry.regions import describe_regions
 from neuromf.evaluation.morphometry.segmentation import Scan
 from neuromf.evaluation.ms_ssim import diversity
-from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, SPECTRUM_COLUMNS, Part, write_parquet
+from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, SPECTRUM_COLUMNS, Part, read_parquet, write_parquet
 from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
 from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.provenance import code_hash, git_commit
@@ -148,7 +147,7 @@ def _searches(name: str, sets: dict[str, ScanSet], settings: Evaluate) -> list[S
 def _keep_suspects(out: Path, found: dict[str, list[Found]], rules: Rules, sets: dict[str, ScanSet]) -> None:
     """Write the most suspect volumes and their nearest scans as ``suspects/<folder>/<name>.nii.gz``, for the picture."""
     shutil.rmtree(out / "suspects", ignore_errors=True)
-    table = pd.read_parquet(out / "scans.parquet")
+    table = read_parquet(out / "scans.parquet")
     copied, doubled = most_suspect(table, "training"), most_suspect(table, "other")
     shown = {("synthetic", scan) for scan in [*copied["scan"], *doubled["scan"], *doubled["nearest"]]}
     affine = np.diag([*[rules.grid.voxel_mm] * 3, 1.0])

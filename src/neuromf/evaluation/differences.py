@@ -26,7 +26,7 @@ from neuromf.evaluation.extractors.base import Identity
 from neuromf.evaluation.features import gather
 from neuromf.evaluation.inference import Bootstrap, Estimate, mean_bootstrap, percentile_interval
 from neuromf.evaluation.morphometry import TISSUES, bootstrap_volumes
-from neuromf.evaluation.rows import DIFFERENCE_COLUMNS, NO_EXTRACTOR, write_parquet
+from neuromf.evaluation.rows import DIFFERENCE_COLUMNS, NO_EXTRACTOR, read_parquet, write_parquet
 from neuromf.evaluation.scans import EvaluationError, Reference, read_reference
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def compare_sample_sets(scans: Path, reference: Path, cache: Path, settings: Eva
     Raises:
         EvaluationError: two sets hold different samples, or features are not in the cache any more.
     """
-    real, table = read_reference(reference, []), pd.read_parquet(scans)
+    real, table = read_reference(reference, []), read_parquet(scans)
     table = table[(table["split"] == "generated") & table["nfe"].notna()]
     sets = {
         (str(run), int(seed), int(nfe)): rows.sort_values("scan")

@@ -29,7 +29,15 @@ from neuromf.evaluation.measure import (
     add_scans,
     add_volumes,
 )
-from neuromf.evaluation.rows import METRIC_COLUMNS, REFERENCE_RUNS, SCAN_COLUMNS, Part, write_parquet, write_parts
+from neuromf.evaluation.rows import (
+    METRIC_COLUMNS,
+    REFERENCE_RUNS,
+    SCAN_COLUMNS,
+    Part,
+    read_parts,
+    write_parquet,
+    write_parts,
+)
 from neuromf.evaluation.scans import (
     ARRAYS,
     EvaluationError,
@@ -46,7 +54,7 @@ from neuromf.evaluation.scans import (
 )
 from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.provenance import code_hash
-from neuromf.tables import SPLITS, content_hash, write_text
+from neuromf.tables import SPLITS, content_hash, read_json, write_text
 from neuromf.volume import write_volume
 
 PICTURED = 4  # scans whose reconstruction is kept as NIfTI for the report
@@ -174,7 +182,7 @@ def evaluate_samples(
     add_diversity(figures, list(files.values()), settings)
     timing = samples / "sample_timing.json"
     add_costs(figures, timing, settings)
-    hardware = json.loads(timing.read_text(encoding="utf-8")).get("hardware", {})
+    hardware = read_json(timing).get("hardware", {})
     about = {"inputs": {"samples": _list_of(generated)}, "hardware": hardware}
     write_parts(part, [figures], _provenance("evaluate_samples", extractors, codec, settings) | about)
 
@@ -235,9 +243,9 @@ def merge_metrics(parts: Sequence[Path], *, metrics: Path, scans: Path) -> None:
     seen: dict[tuple[Any, ...], Path] = {}
     figure = METRIC_COLUMNS[: METRIC_COLUMNS.index("value")]
     for path in parts:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        provenance.append({"part": path.name} | content["provenance"])
-        for part in content["parts"]:
+        figures, about = read_parts(path)
+        provenance.append({"part": path.name} | about)
+        for part in figures:
             for row in part["metrics"]:
                 key = tuple(row[column] for column in figure)
                 if key in seen:

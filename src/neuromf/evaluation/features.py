@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
 from neuromf.evaluation.extractors.base import Extractor, Identity
-from neuromf.tables import atomic_path
+from neuromf.tensors import TensorError, load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,27 +69,25 @@ def cached_features(
     path = cache_file(cache, extractor, sha256)
     if path.is_file():
         try:
-            return load_file(path)
-        except SafetensorError:
-            path.unlink()  # damaged: computed again
+            return {region: values.numpy() for region, values in load_tensors(path)[0].items()}
+        except TensorError as error:
+            log.warning("%s: computed again", error)
     with torch.no_grad():
         computed = extractor.compute(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)), voxel_mm)
-    features = {region: values.to(torch.float32).contiguous().numpy() for region, values in computed.items()}
-    with atomic_path(path) as temporary:
-        save_file(features, temporary)
-    return features
+    features = {region: values.to(torch.float32).cpu().clone() for region, values in computed.items()}
+    save_tensors(path, features)
+    return {region: values.numpy() for region, values in features.items()}
 
 
 def gather(cache: Path, extractor: Identity, hashes: Sequence[str], region: str) -> Rows:
     """Return the cached rows of scans, given by their volumes' hashes, in one region; other regions stay on disk.
 
     Raises:
-        FileNotFoundError: a scan's features are not in the cache.
+        TensorError: a scan's features are not in the cache, or damaged.
     """
 
     def read(sha256: str) -> NDArray[np.floating]:
-        with safe_open(cache_file(cache, extractor, sha256), "numpy") as file:
-            return file.get_tensor(region)
+        return load_tensors(cache_file(cache, extractor, sha256), [region])[0][region].numpy()
 
     if not hashes:
         return one_row_each(np.zeros((0, 0), dtype=np.float32))
@@ -96,9 +95,12 @@ def gather(cache: Path, extractor: Identity, hashes: Sequence[str], region: str)
 
 
 def cached_regions(cache: Path, extractor: Identity, sha256: str) -> list[str]:
-    """Return the regions that an extractor has rows for, from one scan's cached features."""
-    with safe_open(cache_file(cache, extractor, sha256), "numpy") as file:
-        return sorted(file.keys())
+    """Return the regions that an extractor has rows for, from one scan's cached features.
+
+    Raises:
+        TensorError: they are not in the cache, or damaged.
+    """
+    return sorted(load_tensors(cache_file(cache, extractor, sha256))[0])
 
 
 def array_sha256(volume: NDArray[np.floating]) -> str:

@@ -8,11 +8,10 @@ the rule `percentile` is asked for, which treats every volume of every folder al
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
-from neuromf.tables import content_hash, file_sha256, write_json
+from neuromf.tables import TableError, content_hash, file_sha256, read_json, write_json
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
 
 Intensity = Literal["keep", "percentile"]
@@ -104,9 +103,9 @@ def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
     for path in tqdm(files, desc=f"{label}: reading", unit="volume"):
         sha256 = file_sha256(path)
         kept = cache / "survey" / f"{sha256}.json"
-        if kept.is_file():
-            content = json.loads(kept.read_text(encoding="utf-8"))
-        else:
+        try:
+            content = read_json(kept, *(one.name for one in fields(Found) if one.name not in ("path", "sha256")))
+        except TableError:  # none, or damaged
             content = _look_at(path)
             write_json(kept, content)
         content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Reference, ScanSet
 from neuromf.evaluation.spectrum import add_spectrum, high_frequency_ratio
+from neuromf.tables import read_json
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def add_scans(part: Part, volumes: ScanSet, split: str, searches: Sequence[Searc
 
 def add_fidelity(parts: Mapping[str, Part], codec_validation: Path, settings: Evaluate) -> None:
     """Add PSNR, SSIM, MAE and LPIPS of the codec's validation, averaged over its test scans; LPIPS may be unmeasured."""
-    rows = json.loads(codec_validation.read_text(encoding="utf-8"))["rows"]
+    rows = read_json(codec_validation, "rows")["rows"]
     for name, part in parts.items():
         for figure, (metric, region) in FIDELITY.items():
             values = [row[figure] for row in rows if row["codec"] == name]
@@ -134,7 +134,7 @@ def add_fidelity(parts: Mapping[str, Part], codec_validation: Path, settings: Ev
 
 def add_costs(part: Part, timing: Path, settings: Evaluate) -> None:
     """Add seconds and joules per volume of network, decoder and both; joules have no value where the device told none."""
-    content = json.loads(timing.read_text(encoding="utf-8"))
+    content = read_json(timing)
     for stage in STAGES:
         part.add("seconds_per_volume", stage, mean_estimate(content[stage], settings))
         joules = content.get("joules", {}).get(stage, [None])  # files of before joules were told have none

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from neuromf.evaluation.inference import Estimate
-from neuromf.tables import atomic_path, write_json
+from neuromf.tables import TableError, atomic_path, content_hash, read_json, write_json
 
 METRIC_COLUMNS = (
     "release", "run", "seed", "nfe", "metric", "region", "extractor", "value", "ci_low", "ci_high", "n"
@@ -83,16 +83,44 @@ class Part:
 
 
 def write_parts(path: Path, parts: Sequence[Part], provenance: dict[str, Any]) -> None:
-    """Write the parts that one job made as one JSON file."""
-    write_json(path, {"provenance": provenance, "parts": [asdict(part) for part in parts]})
+    """Write the parts that one job made as one JSON file, with their hash."""
+    content = [asdict(part) for part in parts]
+    write_json(path, {"provenance": provenance, "parts": content, "sha256": content_hash(content)})
+
+
+def read_parts(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return what `write_parts` wrote: the parts, as mappings, and their provenance.
+
+    Raises:
+        TableError: the file is missing or damaged.
+    """
+    content = read_json(path, "provenance", "parts", "sha256")
+    if content_hash(content["parts"]) != content["sha256"]:
+        raise TableError(f"{path} is damaged: its figures are not what was written; remove it and run again")
+    return content["parts"], content["provenance"]
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Write one of the tables with its typed columns."""
+    """Write one of the tables with its typed columns and a checksum of each page."""
     types = {column: kind for column in columns if (kind := _kind(column))}
     table = pd.DataFrame(rows, columns=list(columns)).astype(types)
     with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a table that `write_parquet` wrote, comparing its checksums.
+
+    Raises:
+        TableError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise TableError(f"{path} does not exist; run the evaluation")
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except Exception as error:  # damaged bytes raise anything: ArrowInvalid, OSError, KeyError, JSONDecodeError
+        what = " ".join(str(error).split())[:200]
+        raise TableError(f"{path} is damaged or no parquet ({what}); remove it and run again") from None
 
 
 def _kind(column: str) -> str | None:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from neuromf.evaluation.extractors.registry import CODEC, VOLUME, Extractor
@@ -23,7 +22,8 @@ from neuromf.evaluation.features import Rows, cached_features
 from neuromf.evaluation.memorisation import thumbnail
 from neuromf.evaluation.morphometry import TISSUES, tissue_volumes
 from neuromf.evaluation.spectrum import radial_energy
-from neuromf.tables import SPLITS, atomic_path, file_sha256
+from neuromf.tables import SPLITS, file_sha256
+from neuromf.tensors import TensorError, load_tensors, save_tensors
 from neuromf.volume import read_volume, voxel_sizes
 
 ARRAYS = (
@@ -180,11 +180,11 @@ def write_reference(path: Path, reference: Reference) -> None:
     tensors = {}
     for split, scans in reference.splits.items():
         for name in ARRAYS:
-            tensors[f"{split}/{name}"] = np.ascontiguousarray(getattr(scans, name))
+            tensors[f"{split}/{name}"] = _tensor(getattr(scans, name))
     for extractor, regions in reference.test_rows.items():
         for region, rows in regions.items():
-            tensors[f"rows/{extractor}/{region}/values"] = rows.values
-            tensors[f"rows/{extractor}/{region}/counts"] = rows.counts
+            tensors[f"rows/{extractor}/{region}/values"] = _tensor(rows.values)
+            tensors[f"rows/{extractor}/{region}/counts"] = _tensor(rows.counts)
     about = {
         "ids": {split: scans.ids for split, scans in reference.splits.items()},
         "hashes": {split: scans.hashes for split, scans in reference.splits.items()},
@@ -193,37 +193,40 @@ def write_reference(path: Path, reference: Reference) -> None:
         "keys": reference.keys,
         "regions": {extractor: list(regions) for extractor, regions in reference.test_rows.items()},
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"reference": json.dumps(about)})
+    save_tensors(path, tensors, {"reference": json.dumps(about)})
 
 
 def read_reference(path: Path, extractors: Sequence[Extractor]) -> Reference:
     """Read the descriptions of a release's real scans.
 
     Raises:
-        EvaluationError: the file is missing or was made with other extractors, weights or another codec.
+        EvaluationError: the file is missing, damaged or was made with other extractors, weights or another codec.
     """
     if not path.is_file():
         raise EvaluationError(f"{path} does not exist; evaluate the release's real scans first")
-    with safe_open(path, "numpy") as file:
-        about = json.loads(file.metadata()["reference"])
-        for extractor in extractors:
-            if about["keys"].get(extractor.name) != extractor.key:
-                what = (
-                    "another codec" if extractor.name == CODEC else f"another extractor {extractor.name} or without it"
-                )
-                raise EvaluationError(f"{path} was made with {what}; evaluate the release's real scans again")
-        splits = {
-            split: ScanSet(
-                tuple(ids), tuple(about["hashes"][split]), *(file.get_tensor(f"{split}/{name}") for name in ARRAYS)
-            )
-            for split, ids in about["ids"].items()
+    try:
+        tensors, metadata = load_tensors(path)
+        about = json.loads(metadata["reference"])
+    except (TensorError, KeyError) as error:
+        raise EvaluationError(f"{error}; remove it and evaluate the release's real scans again") from None
+    arrays = {name: value.numpy() for name, value in tensors.items()}
+    for extractor in extractors:
+        if about["keys"].get(extractor.name) != extractor.key:
+            what = "another codec" if extractor.name == CODEC else f"another extractor {extractor.name} or without it"
+            raise EvaluationError(f"{path} was made with {what}; evaluate the release's real scans again")
+    splits = {
+        split: ScanSet(tuple(ids), tuple(about["hashes"][split]), *(arrays[f"{split}/{name}"] for name in ARRAYS))
+        for split, ids in about["ids"].items()
+    }
+    rows = {
+        name: {
+            region: Rows(*(arrays[f"rows/{name}/{region}/{part}"] for part in ("values", "counts")))
+            for region in regions
         }
-        rows = {
-            name: {
-                region: Rows(*(file.get_tensor(f"rows/{name}/{region}/{part}") for part in ("values", "counts")))
-                for region in regions
-            }
-            for name, regions in about["regions"].items()
-        }
+        for name, regions in about["regions"].items()
+    }
     return Reference(splits, Grid(tuple(about["shape"]), about["voxel_mm"]), about["keys"], rows)
+
+
+def _tensor(array: NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))  # a copy: safetensors refuses tensors that share memory

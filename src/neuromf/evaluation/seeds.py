@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.special
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from neuromf.evaluation.differences import holm
 from neuromf.evaluation.inference import Estimate
-from neuromf.evaluation.rows import SEED_TEST_COLUMNS, write_parquet
+from neuromf.evaluation.rows import SEED_TEST_COLUMNS, read_parquet, write_parquet
 
 Array = NDArray[np.float64]
 ONE_SEED = "one seed: no spread and no test"
@@ -42,7 +41,7 @@ def compare_seeds(metrics: Path, out: Path, *, confidence: float) -> None:
         out: parquet to write, `SEED_TEST_COLUMNS`.
         confidence: of the intervals.
     """
-    table = pd.read_parquet(metrics)
+    table = read_parquet(metrics)
     table = table[table["nfe"].notna()]
     rows: list[dict[str, Any]] = []
     for key, figures in table.groupby(list(_FIGURE), sort=False):

@@ -8,7 +8,6 @@ what is left is a ball, the same in all directions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.inference import Estimate, mean_estimate, percentile_interval, ratio_estimate, resample_counts
-from neuromf.evaluation.rows import SPECTRUM_COLUMNS, Part, write_parquet
+from neuromf.evaluation.rows import SPECTRUM_COLUMNS, Part, read_parts, write_parquet
 
 Array = NDArray[np.float64]
 
@@ -120,10 +119,5 @@ def _mean_spectrum(power: NDArray[np.floating], settings: Evaluate) -> list[Esti
 
 def merge_spectra(parts: Sequence[Path], out: Path) -> None:
     """Merge the spectra in the jobs' JSON files to one parquet table."""
-    rows = [
-        row
-        for path in parts
-        for part in json.loads(path.read_text(encoding="utf-8"))["parts"]
-        for row in part["spectra"]
-    ]
+    rows = [row for path in parts for part in read_parts(path)[0] for row in part["spectra"]]
     write_parquet(out, rows, SPECTRUM_COLUMNS)

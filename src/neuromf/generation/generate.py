@@ -16,15 +16,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from neuromf.codec.maisi import FrozenCodec, load_codec
 from neuromf.flow import sample
 from neuromf.generation.energy import Cost, Meter
-from neuromf.tables import atomic_path, write_json, write_tsv
+from neuromf.tables import write_json, write_tsv
+from neuromf.tensors import TensorError, load_tensors, save_tensors
 from neuromf.training.checkpoint import TrainedModel, load_model
 from neuromf.volume import write_volume
 
@@ -142,8 +141,7 @@ def write_latents(path: Path, sampled: SampledLatents) -> None:
     metadata |= {key: json.dumps([getattr(cost, key) for cost in sampled.costs]) for key in ("seconds", "joules")}
     metadata["hardware"] = json.dumps(dict(sampled.hardware))
     tensors = {name: latent.contiguous() for name, latent in zip(sampled.ids, sampled.latents, strict=True)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    save_tensors(path, tensors, metadata)
 
 
 def read_latents(path: Path) -> SampledLatents:
@@ -153,16 +151,14 @@ def read_latents(path: Path) -> SampledLatents:
         GenerationError: the file is missing, damaged or was not written by `write_latents`.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            about, indices = json.loads(metadata["about"]), json.loads(metadata["indices"])
-            latents = torch.stack([file.get_tensor(sample_id(about["seed"], index)) for index in indices])
-            seconds = json.loads(metadata["seconds"])
-            joules = json.loads(metadata["joules"]) if "joules" in metadata else [None] * len(seconds)  # older files
-            costs = tuple(Cost(*both) for both in zip(seconds, joules, strict=True))
-            return SampledLatents(latents, tuple(indices), about, costs, json.loads(metadata.get("hardware", "{}")))
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise GenerationError(f"{path} holds no generated latents ({error}); sample again") from None
+        tensors, metadata = load_tensors(path)
+        entries = {key: json.loads(metadata[key]) for key in ("about", "indices", "seconds", "joules", "hardware")}
+    except (TensorError, KeyError, json.JSONDecodeError) as error:
+        raise GenerationError(f"{path} holds no generated latents ({error}); remove it and sample again") from None
+    about, indices = entries["about"], entries["indices"]
+    latents = torch.stack([tensors[sample_id(about["seed"], index)] for index in indices])
+    costs = tuple(Cost(*both) for both in zip(entries["seconds"], entries["joules"], strict=True))
+    return SampledLatents(latents, tuple(indices), about, costs, entries["hardware"])
 
 
 # --- latents to volumes ---------------------------------------------------------------------------------------------

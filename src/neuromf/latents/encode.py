@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from neuromf.codec.maisi import FrozenCodec
-from neuromf.latents.store import LatentError, read_header
+from neuromf.latents.store import LatentError, read_header, tensor_sha256
+from neuromf.shards import check_intact
 from neuromf.tables import ManifestRow, Scan, atomic_path, content_hash, file_sha256, read_manifest, write_manifest
-from neuromf.volume import VolumeError, read_volume
+from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ def encode_shard(
 
     Returns:
         One row per scan with its latent's mean and standard deviation.
+
+    Raises:
+        ShardError: a volume is not what conform wrote.
+        StorageError: the disk is full or cannot be written.
     """
     before = {row.scan_id: row for row in read_manifest(upstream)}
     kept = _read_shard(_second_name(latents)) or _read_shard(latents)
@@ -66,7 +71,7 @@ def encode_shard(
             failed[scan.scan_id] = row.reason if row else f"{upstream} has no row of this scan; run conform again"
             continue
         try:
-            encoded[scan.scan_id] = _one(scan.scan_id, upstream.parent / row.file, kept, parts, codec, code)
+            encoded[scan.scan_id] = _one(row, upstream.parent / row.file, kept, parts, codec, code)
             _check_grid(encoded, scan.scan_id)
         except ValueError as error:
             encoded.pop(scan.scan_id, None)
@@ -85,16 +90,20 @@ def encode_shard(
     return rows
 
 
-def _one(scan_id: str, volume: Path, kept: dict[str, Encoded], parts: Path, codec: FrozenCodec, code: str) -> Encoded:
+def _one(
+    row: ManifestRow, volume: Path, kept: dict[str, Encoded], parts: Path, codec: FrozenCodec, code: str
+) -> Encoded:
     """Return a scan's latent: the one there is, if nothing changed, or a new one, kept until the shard is whole.
 
     Raises:
+        ShardError: the volume is not what conform wrote.
         VolumeError: the volume cannot be read.
         LatentError: the latent is not finite.
     """
-    if not volume.is_file():
-        raise VolumeError(f"{volume} does not exist; run conform again")
-    key = content_hash([file_sha256(volume), codec.sha256, code])
+    scan_id = row.scan_id
+    sha256 = file_sha256(volume) if volume.is_file() else "none"
+    check_intact(volume, row, sha256)
+    key = content_hash([sha256, codec.sha256, code])
     part = parts / f"{scan_id}.safetensors"
     for old in (kept, _read_shard(part)):
         if scan_id in old and old[scan_id].key == key:
@@ -105,7 +114,7 @@ def _one(scan_id: str, volume: Path, kept: dict[str, Encoded], parts: Path, code
     if not torch.isfinite(latent).all():
         raise LatentError(f"{volume}: the latent is not finite; check the codec's weights ({codec.settings.weights})")
     voxel = tuple(round(float(size), 6) for size in image.header.get_zooms()[:3])
-    result = Encoded(latent, key, _tensor_sha256(latent), voxel)
+    result = Encoded(latent, key, tensor_sha256(latent), voxel)
     _write(part, {scan_id: result}, codec)
     return result
 
@@ -160,7 +169,7 @@ def _read_shard(path: Path) -> dict[str, Encoded]:
     try:
         metadata, _ = read_header(path)
         tensors = load_file(path)
-    except (LatentError, OSError, ValueError) as error:
+    except (LatentError, SafetensorError, OSError) as error:
         log.warning("%s is not used again: %s", path, error)
         return {}
     voxel = tuple(metadata["voxel_size_mm"] or ())
@@ -168,13 +177,9 @@ def _read_shard(path: Path) -> dict[str, Encoded]:
     return {
         scan_id: Encoded(latent, known[scan_id]["key"], known[scan_id]["sha256"], voxel)
         for scan_id, latent in tensors.items()
-        if scan_id in known and _tensor_sha256(latent) == known[scan_id]["sha256"]
+        if scan_id in known and tensor_sha256(latent) == known[scan_id]["sha256"]
     }
 
 
 def _second_name(path: Path) -> Path:
     return path.with_name(f".{path.name}")
-
-
-def _tensor_sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

@@ -6,7 +6,7 @@ large sum of squares is ever subtracted from another. All are population moments
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neuromf.latents.store import LatentError
-from neuromf.tables import write_json
+from neuromf.tables import read_json, write_json
 
 
 class Latents(Protocol):
@@ -56,12 +56,20 @@ class LatentStatistics:
         Raises:
             LatentError: a missing file or one that is no latent statistics.
         """
+        if not path.is_file():
+            raise LatentError(f"{path} does not exist; run the rule latent_statistics")
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise LatentError(f"{path} does not exist; run the rule latent_statistics") from None
-        except (json.JSONDecodeError, TypeError) as error:
+            found = cls(**read_json(path))
+            channels = len(found.mean)
+            by_channel = (found.mean, found.std, found.skewness, found.kurtosis, found.pca_spectrum, *found.correlation)
+            if (
+                any(len(row) != channels or not all(map(math.isfinite, row)) for row in by_channel)
+                or min(found.std) <= 0
+            ):
+                raise ValueError("not as many finite numbers as channels")
+        except (ValueError, TypeError) as error:
             raise LatentError(f"{path} is no latent statistics ({error}); remove it and run the rule again") from None
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch.utils.data import Dataset
 
 from neuromf.tables import ReleaseRow
 
+_ANEW = "remove it and run again: the workflow encodes the damaged latents anew"
+
 
 class LatentError(ValueError):
     """Latents that cannot be used; the message names the file, the scan and the remedy."""
@@ -23,14 +26,16 @@ class LatentStore(Dataset[Tensor]):
     """The latents of chosen scans, in the order of ``scan_ids``; item i is a float32 posterior mean (C, D, H, W).
 
     Only the files' headers are read at first and every item is read when asked for, so memory does not grow with the
-    number of scans. All files must come from the same codec weights and hold latents of the same shape.
+    number of scans. The first time an item is read, its bytes are compared with the hash in the header. All files must come
+    from the same codec weights and hold latents of the same shape.
 
     Args:
         paths: safetensors files of shards.
         scan_ids: the scans wanted, each once; None: every scan of every file.
 
     Raises:
-        LatentError: a missing or unreadable file, a scan in none or in two of the files, or files of different codecs.
+        LatentError: a missing or unreadable file, a scan in none or in two of the files, or files of different codecs;
+            when an item is read: one that was damaged after it was encoded.
 
     Example:
         >>> store = LatentStore(sorted(folder.glob("shard-*.safetensors")), ["sub-01_T1w"])  # doctest: +SKIP
@@ -55,6 +60,7 @@ class LatentStore(Dataset[Tensor]):
             )
         self._places = [places[key] for key in self.scan_ids]
         self._files: dict[Path, Any] = {}
+        self._intact: set[int] = set()
 
     @classmethod
     def of_release(cls, rows: Iterable[ReleaseRow], cohorts: Path, codec: str) -> LatentStore:
@@ -89,10 +95,18 @@ class LatentStore(Dataset[Tensor]):
         return len(self.scan_ids)
 
     def __getitem__(self, index: int) -> Tensor:
-        path = self._places[index]
-        if path not in self._files:
-            self._files[path] = safe_open(path, framework="pt")
-        return self._files[path].get_tensor(self.scan_ids[index]).to(torch.float32)
+        path, scan_id = self._places[index], self.scan_ids[index]
+        try:
+            if path not in self._files:
+                self._files[path] = safe_open(path, framework="pt")
+            latent = self._files[path].get_tensor(scan_id)
+        except (SafetensorError, OSError) as error:
+            raise LatentError(f"{path}: {scan_id} cannot be read ({error}); {_ANEW}") from None
+        if index not in self._intact:
+            if tensor_sha256(latent) != read_header(path)[0]["scans"][scan_id]["sha256"]:
+                raise LatentError(f"{path}: {scan_id} is not what was encoded, the file was damaged; {_ANEW}")
+            self._intact.add(index)
+        return latent.to(torch.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,8 +141,28 @@ def read_header(path: Path) -> tuple[dict[str, Any], list[str]]:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             keys = list(file.keys())
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise LatentError(f"{path} is no readable shard of latents ({error}); remove it and encode again") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise LatentError(f"{path} is no readable shard of latents ({error}); {_ANEW}") from None
     if missing := {"codec", "weights_sha256", "shape", "voxel_size_mm", "scans"} - set(metadata):
         raise LatentError(f"{path}: its header lacks {', '.join(sorted(missing))}; it is no shard of latents")
+    if keys and not (
+        _is_list(metadata["shape"], int, 4)
+        and _is_list(metadata["voxel_size_mm"], int | float, 3)
+        and isinstance(metadata["scans"], dict)
+        and all(_is_scan(metadata["scans"].get(key)) for key in keys)
+    ):
+        raise LatentError(f"{path}: its header is damaged; {_ANEW}")
     return metadata, keys
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _is_list(value: Any, kind: Any, length: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(isinstance(one, kind) for one in value)
+
+
+def _is_scan(about: Any) -> bool:
+    return isinstance(about, dict) and all(isinstance(about.get(key), str) for key in ("key", "sha256"))

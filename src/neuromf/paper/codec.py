@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ import pandas as pd
 from neuromf.paper import style
 from neuromf.paper.mosaics import Volume
 from neuromf.paper.pairs import Block, Pair, pairs_figure
-from neuromf.tables import atomic_path
+from neuromf.paper.tables import read_csv
+from neuromf.tables import atomic_path, read_json
 from neuromf.volume import read_volume
 
 _GATE_TITLES = {
@@ -25,7 +25,7 @@ _GATE_TITLES = {
 
 def gate_table(path: Path) -> pd.DataFrame:
     """Return the codec gate's table (TSV) as text: figure, mean with its interval, n, threshold and verdict."""
-    table = pd.read_csv(path, sep="\t")
+    table = read_csv(path, "\t")
     means = [
         "–" if pd.isna(row.mean_) else f"{row.mean_:.3f}" + (
             "" if pd.isna(row.ci_low) else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]"
@@ -53,9 +53,7 @@ def draw_worst(validation: Path, folder: Path, out: Path) -> None:
     Raises:
         ValueError: the folder holds no scans.
     """
-    rows = {
-        row["scan"]: row for row in json.loads(validation.read_text(encoding="utf-8"))["rows"] if row["codec"] == "vae"
-    }
+    rows = {row["scan"]: row for row in read_json(validation, "rows")["rows"] if row["codec"] == "vae"}
     scans = []
     for path in sorted(folder.glob("*_real.nii.gz")):
         scan = path.name.removesuffix("_real.nii.gz").split("_", 1)[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from neuromf.evaluation.copies import PIXELS
-from neuromf.evaluation.rows import NO_EXTRACTOR
+from neuromf.evaluation.rows import NO_EXTRACTOR, read_parquet
 from neuromf.paper import regions
 from neuromf.paper.copies import draw_copies
 from neuromf.paper.figures import tissue_distributions
 from neuromf.paper.spectrum import draw_spectra
 from neuromf.paper.style import LIGHT, REFERENCE_GREY, as_png, run_colours, themed
 from neuromf.paper.tables import MISSING, distance_names, latex_table
-from neuromf.tables import atomic_path, write_text
+from neuromf.tables import atomic_path, read_json, write_text
 
 FEW_SCANS = "fewer scans than features"
 WHY = (
@@ -54,7 +53,7 @@ def write_comparison(folder: Path) -> str:
 
     ``folder`` is what `neuromf.evaluation.compare.evaluate_folders` wrote.
     """
-    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "metrics.json")
     metrics, about = pd.DataFrame(content["rows"]), content["provenance"]
     tables = {
         "distances": distance_table(metrics, about),
@@ -81,7 +80,7 @@ def write_comparison(folder: Path) -> str:
 
 def _draw(folder: Path, metrics: pd.DataFrame, about: dict[str, Any]) -> None:
     """Write a picture of each family of figures."""
-    scans = pd.read_parquet(folder / "scans.parquet")
+    scans = read_parquet(folder / "scans.parquet")
     plots: dict[str, Callable[[], Figure]]
     groups = {run: scans["run"] == run for run in ("real", "synthetic")}
     plots = {"volumes": lambda: tissue_distributions(scans, groups)}

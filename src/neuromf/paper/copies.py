@@ -10,6 +10,7 @@ import pandas as pd
 
 from neuromf.evaluation.copies import PIXELS, Target, most_suspect, pairs
 from neuromf.evaluation.memorisation import LEVEL
+from neuromf.evaluation.rows import read_parquet
 from neuromf.paper import style
 from neuromf.paper.mosaics import Volume
 from neuromf.paper.pairs import FLAGGED, INK, Block, Pair, pairs_figure
@@ -34,7 +35,7 @@ def draw_copies(scans: Path, samples: Mapping[Key, Path], training: Mapping[str,
     Raises:
         ValueError: the table has no generated volume with a nearest scan.
     """
-    table = pd.read_parquet(scans)
+    table = read_parquet(scans)
     blocks = []
     for target in _WORDS:
         shown = []

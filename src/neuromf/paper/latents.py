@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import norm
 
 from neuromf.paper import style
-from neuromf.tables import atomic_path
+from neuromf.tables import atomic_path, read_json
 
 SHOWN = 8  # channels whose histogram is drawn
 COMPONENTS = 50  # over scans
@@ -29,7 +28,7 @@ def draw_latents(description: Path, out: Path) -> None:
         description: JSON of `neuromf.evaluation.latents.describe_latents`.
         out: the PNG.
     """
-    content = json.loads(description.read_text(encoding="utf-8"))
+    content = read_json(description)
     with style.themed(style.LIGHT), atomic_path(out) as temporary:
         temporary.write_bytes(style.as_png(latents(content)))
 

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from neuromf.evaluation.rows import read_parquet
 from neuromf.paper import style
 from neuromf.paper.tables import MISSING
 from neuromf.tables import atomic_path
@@ -39,7 +40,7 @@ def draw_regions(metrics: Path, out: Path) -> None:
         out: the PNG.
     """
     with style.themed(style.LIGHT), atomic_path(out) as temporary:
-        temporary.write_bytes(style.as_png(regions(pd.read_parquet(metrics))))
+        temporary.write_bytes(style.as_png(regions(read_parquet(metrics))))
 
 
 def regional(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from neuromf.evaluation.rows import read_parquet
 from neuromf.paper.style import run_label
 from neuromf.paper.tables import MISSING, Column, latex_table, rows_of, with_interval
 from neuromf.tables import write_text
@@ -23,9 +24,9 @@ SMALLEST_P = 0.001
 
 def write_run_tables(differences: Path, seed_tests: Path, folder: Path) -> None:
     """Write differences.{csv,tex}, seeds.{csv,tex} and seed_tests.{csv,tex} of the chosen `FIGURES` to ``folder``."""
-    tests = pd.read_parquet(seed_tests)
+    tests = read_parquet(seed_tests)
     tables = {
-        "differences": difference_table(pd.read_parquet(differences)),
+        "differences": difference_table(read_parquet(differences)),
         "seeds": seed_table(tests),
         "seed_tests": seed_test_table(tests),
     }

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from neuromf.evaluation.rows import REFERENCE_RUNS
+from neuromf.evaluation.rows import REFERENCE_RUNS, read_parquet
 from neuromf.paper import style
 from neuromf.tables import atomic_path
 
@@ -35,7 +35,7 @@ def draw_spectra(table: Path, out: Path, *, k0: float) -> None:
         k0: where high frequencies begin, as a share of Nyquist.
     """
     with style.themed(style.LIGHT), atomic_path(out) as temporary:
-        temporary.write_bytes(style.as_png(spectra(pd.read_parquet(table), k0=k0)))
+        temporary.write_bytes(style.as_png(spectra(read_parquet(table), k0=k0)))
 
 
 def spectra(table: pd.DataFrame, *, k0: float) -> Figure:

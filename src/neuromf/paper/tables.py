@@ -10,7 +10,7 @@ import pandas as pd
 
 from neuromf.evaluation.rows import NO_EXTRACTOR
 from neuromf.paper.style import run_label
-from neuromf.tables import write_text
+from neuromf.tables import TableError, write_text
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,20 @@ SPECTRUM_COLUMNS = (
 )
 _ORDER = {"real": 0, "reconstruction": 1, "linear_reconstruction": 2, "noise": 9}
 MISSING = "–"
+
+
+def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
+    """Read a table that a training or an evaluation wrote as text.
+
+    Raises:
+        TableError: the file is missing or damaged.
+    """
+    try:
+        return pd.read_csv(path, sep=separator)
+    except Exception as error:  # ParserError, EmptyDataError, UnicodeDecodeError, OverflowError
+        raise TableError(
+            f"{path} is missing or damaged ({' '.join(str(error).split())[:200]}); make it again"
+        ) from None
 
 
 def metric_table(

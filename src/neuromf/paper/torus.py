@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import pandas as pd
-
+from neuromf.evaluation.rows import read_parquet
 from neuromf.paper import figures, style
-from neuromf.tables import atomic_path
+from neuromf.tables import atomic_path, read_json
 
 
 def draw_torus(folder: Path, out: Path) -> None:
@@ -18,7 +16,7 @@ def draw_torus(folder: Path, out: Path) -> None:
         folder: holds torus.json, losses.parquet and samples.parquet.
         out: the PNG.
     """
-    rows = json.loads((folder / "torus.json").read_text(encoding="utf-8"))["rows"]
-    losses, samples = (pd.read_parquet(folder / f"{name}.parquet") for name in ("losses", "samples"))
+    rows = read_json(folder / "torus.json", "rows")["rows"]
+    losses, samples = (read_parquet(folder / f"{name}.parquet") for name in ("losses", "samples"))
     with style.themed(style.LIGHT), atomic_path(out) as temporary:
         temporary.write_bytes(style.as_png(figures.torus(losses, samples, rows)))

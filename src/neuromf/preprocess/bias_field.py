@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neuromf.config import BiasField
-from neuromf.preprocess.derivatives import following_tasks
+from neuromf.preprocess.derivatives import following_tasks, read_mask
 from neuromf.shards import Figures, run_shard
 from neuromf.tables import ManifestRow, Scan
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes, write_volume
@@ -44,7 +44,7 @@ def bias_correct_shard(
 
 def bias_correct_file(inputs: Sequence[Path], outputs: Sequence[Path], *, settings: BiasField) -> Figures:
     """Correct the stripped volume ``inputs[0]`` inside the mask ``inputs[1]``; write it as float32 in RAS."""
-    image, mask = to_ras(read_volume(inputs[0])), to_ras(read_volume(inputs[1]))
+    image, mask = to_ras(read_volume(inputs[0])), to_ras(read_mask(inputs[1]))
     data, brain = np.asarray(image.dataobj, np.float32), np.asarray(mask.dataobj) > 0.5
     if data.shape != brain.shape:
         raise VolumeError(f"{inputs[0]} and its mask lie on different grids; run the skull strip again")

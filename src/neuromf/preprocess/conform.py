@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from neuromf.config import Conform
-from neuromf.preprocess.derivatives import following_tasks
+from neuromf.preprocess.derivatives import following_tasks, read_mask
 from neuromf.shards import Figures, run_shard
 from neuromf.tables import ManifestRow, Scan
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes, write_volume
@@ -55,7 +55,7 @@ def conform_shard(
 
 def conform_file(inputs: Sequence[Path], outputs: Sequence[Path], *, settings: Conform) -> Figures:
     """Conform the volume ``inputs[0]`` with the brain mask ``inputs[1]``; write volume (float32) and mask (uint8)."""
-    data, mask, affine, figures = conform_volume(read_volume(inputs[0]), read_volume(inputs[1]), settings)
+    data, mask, affine, figures = conform_volume(read_volume(inputs[0]), read_mask(inputs[1]), settings)
     write_volume(outputs[1], mask, affine, np.uint8)
     write_volume(outputs[0], data, affine, np.float32)
     return figures

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
+
 from neuromf import __version__
-from neuromf.shards import Task
+from neuromf.shards import ShardError, Task
 from neuromf.tables import Scan, TableError, read_manifest, write_json
+from neuromf.volume import VolumeError, read_volume
 
 
 def volume_path(folder: Path, scan: Scan, description: str) -> Path:
@@ -19,6 +22,21 @@ def volume_path(folder: Path, scan: Scan, description: str) -> Path:
 def mask_path(volume: Path) -> Path:
     """Return the path of the brain mask that belongs to a volume of the tree."""
     return volume.with_name(volume.name.removesuffix(".nii.gz") + "_mask.nii.gz")
+
+
+def read_mask(path: Path) -> nib.Nifti1Image:
+    """Read the brain mask that the skull strip wrote.
+
+    Raises:
+        ShardError: it is gone or damaged: no fault of the scan, which would be left out for good.
+    """
+    try:
+        return read_volume(path)
+    except VolumeError as error:
+        volume = path.with_name(path.name.replace("_mask.nii.gz", ".nii.gz"))
+        raise ShardError(
+            f"{error}. It is the brain mask of {volume}: remove both and run again, the workflow makes them anew"
+        ) from None
 
 
 def following_tasks(
@@ -51,6 +69,7 @@ def following_tasks(
                 inputs,
                 tuple(made[o] for o in outputs),
                 failed_upstream="" if row.ok else row.reason,
+                made=row if row.ok else None,
             )
         )
     return tasks

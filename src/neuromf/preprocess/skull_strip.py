@@ -21,7 +21,7 @@ from neuromf.preprocess.derivatives import describe, mask_path, volume_path
 from neuromf.preprocess.synthstrip import find_synthstrip, synthstrip_mask
 from neuromf.preprocess.template import largest_component, template_mask
 from neuromf.shards import Figures, Task, run_shard
-from neuromf.tables import ManifestRow, Scan, file_sha256
+from neuromf.tables import ManifestRow, Scan, file_sha256, leads_out
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes, write_volume
 
 Mask = NDArray[np.bool_]
@@ -106,7 +106,11 @@ def skull_strip_file(
 def _task(scan: Scan, root: Path, folder: Path, backend: str) -> Task:
     volume = volume_path(folder, scan, "brain")
     return Task(
-        scan.scan_id, (root / scan.image,), (volume, mask_path(volume)), {"backend": backend, "modality": scan.modality}
+        scan.scan_id,
+        (root / scan.image,),
+        (volume, mask_path(volume)),
+        {"backend": backend, "modality": scan.modality},
+        failed_upstream=leads_out(root, scan.image),
     )
 
 

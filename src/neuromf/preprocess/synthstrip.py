@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from nipreps.synthstrip.model import StripModel
 from numpy.typing import NDArray
 
 from neuromf.meshnet import WeightsError
+from neuromf.published import PublishedError, read_published
 from neuromf.volume import VolumeError, read_volume
 
 WEIGHTS = "synthstrip.1.pt"
@@ -77,11 +77,11 @@ def _by_network(image: nib.Nifti1Image, weights: Path, device: torch.device) -> 
 @cache
 def _network(weights: Path, device: torch.device) -> StripModel:
     try:
-        checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
+        checkpoint = read_published(weights)
         network = StripModel()
         network.load_state_dict(checkpoint["model_state_dict"], strict=True)
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (PublishedError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(f"{weights} is not SynthStrip's weights file ({reason}); fetch it again") from None
     return network.to(device).eval().requires_grad_(False)
 

@@ -5,23 +5,25 @@ Both are safetensors and JSON; nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neuromf.config import Config, Flow, validate
 from neuromf.flow import AverageVelocity, MeanFlowUNet
-from neuromf.tables import atomic_path, file_sha256, write_json
+from neuromf.tables import TableError, atomic_path, file_sha256, read_json, write_json
+from neuromf.tensors import TensorError, load_tensors, save_tensors
 
 DEMO = Path(__file__).parent / "demo"  # the shipped models: demo/meanflow and demo/rectified_flow
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
@@ -105,7 +107,7 @@ def export_model(
     about: Mapping[str, Any],
     others: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> None:
-    """Write ``model.safetensors``, other weights of the run and, last, ``model.json``: then it is whole.
+    """Write ``model.safetensors``, other weights of the run and, last, ``model.json`` with their hashes: then it is whole.
 
     Args:
         folder: of the model.
@@ -113,10 +115,10 @@ def export_model(
         about: content of ``model.json``.
         others: ``averages/<half-life>``, ``averages/online`` and ``best/<criterion>``, each written as .safetensors.
     """
-    save(folder / WEIGHTS, weights)
-    for name, tensors in others.items():
-        save(folder / f"{name}.safetensors", tensors)
-    write_json(folder / ABOUT, about)
+    files = {WEIGHTS: weights} | {f"{name}.safetensors": tensors for name, tensors in others.items()}
+    for name, tensors in files.items():
+        save(folder / name, tensors)
+    write_json(folder / ABOUT, {**about, "files": {name: file_sha256(folder / name) for name in files}})
 
 
 def read_weights(model: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -126,16 +128,44 @@ def read_weights(model: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         model: a model folder, or one of the files in its ``averages`` or ``best``.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing, damaged, or not the one that ``model.json`` describes.
     """
     weights, about = model_files(model)
     for path in (weights, about):
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist; a model folder holds {WEIGHTS} and {ABOUT}")
     try:
-        return load_file(weights), json.loads(about.read_text(encoding="utf-8"))
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(about)
+        if absent := [key for key in ("config", "statistics", "codec", "release", "files") if key not in content]:
+            raise CheckpointError(f"{about}: no {', '.join(absent)}; it was not written by this NeuroMF")
+        if wrong := [
+            key for key in ("config", "statistics", "codec", "release", "files") if not _is_object(content[key])
+        ]:
+            raise CheckpointError(f"{about}: {', '.join(wrong)} is no object; copy or train the model again")
+        name = weights.relative_to(about.parent).as_posix()
+        if (found := file_sha256(weights)) != (asked := content["files"].get(name)):
+            raise CheckpointError(
+                f"{weights} has sha256 {found}, {about} says {asked}: it was damaged, altered or is of another model; copy"
+                " or train the model again"
+            )
+        return load_file(weights), content
+    except (SafetensorError, TableError, OSError) as error:
         raise CheckpointError(f"{model}: a damaged file ({error}); copy or train the model again") from None
+
+
+def check_statistics(statistics: Mapping[str, Any], channels: int, where: Path) -> None:
+    """Refuse latent statistics that cannot normalise latents of so many channels.
+
+    Raises:
+        CheckpointError: not one number per channel, or a standard deviation that is not positive.
+    """
+    for key in ("mean", "std"):
+        values: Any = statistics.get(key)
+        numbers = isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        if not numbers or len(values) != channels or (key == "std" and min(values) <= 0):
+            raise CheckpointError(
+                f"{where}: statistics.{key} is {values!r:.200}, not a number for each of {channels} channels"
+            )
 
 
 def model_files(model: Path) -> tuple[Path, Path]:
@@ -154,6 +184,16 @@ def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Pa
     """Load weights into a network.
 
     Raises:
+        CheckpointError: as `check_weights`.
+    """
+    check_weights(network, weights, where)
+    network.load_state_dict(dict(weights))
+
+
+def check_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse weights that are not the network's.
+
+    Raises:
         CheckpointError: tensors are missing, unknown or of another shape; the first is named.
     """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -164,7 +204,6 @@ def load_weights(network: MeanFlowUNet, weights: Mapping[str, Tensor], where: Pa
             f"{where} fits another network: {name} has shape {found.get(name, 'none')} there and"
             f" {expected.get(name, 'none')} here; use the `network` and `codec.latent_channels` settings of its {ABOUT}"
         )
-    network.load_state_dict(dict(weights))
 
 
 def with_heads(weights: Mapping[str, Tensor], two_heads: bool) -> dict[str, Tensor]:
@@ -185,11 +224,15 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     """
     path = model_folder(folder)
     weights, about = read_weights(path)
-    if absent := [key for key in ("config", "statistics", "codec", "release") if key not in about]:
-        raise CheckpointError(f"{path / ABOUT}: no {', '.join(absent)}; it was not written by NeuroMF")
     config = described(about)
-    network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
-    load_weights(network, weights, model_files(path)[0])
+    check_statistics(about["statistics"], config.codec.latent_channels, path / ABOUT)
+    if absent := [key for key in ("name", "sha256") if not isinstance(about["codec"].get(key), str)]:
+        raise CheckpointError(f"{path / ABOUT}: codec has no {' and no '.join(absent)}; copy or train the model again")
+    make = partial(MeanFlowUNet, config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
+    with torch.device("meta"):  # takes no memory, whatever a damaged model.json claims
+        check_weights(make(), weights, model_files(path)[0])
+    network = make()
+    network.load_state_dict(weights)
     network.to(device).eval().requires_grad_(False)
     return TrainedModel(
         name=path.resolve().name if str(folder) != "demo" else "demo",
@@ -234,9 +277,8 @@ def save_progress(folder: Path, key: str, progress: Progress, *, keep: int) -> N
         "update": str(progress.update),
         "seconds": repr(progress.seconds),
         "notes": json.dumps(progress.notes),
-        "sha256": tensors_sha256(progress.tensors),
     }
-    save(folder / f"update-{progress.update:08d}.safetensors", progress.tensors, about)
+    save_tensors(folder / f"update-{progress.update:08d}.safetensors", progress.tensors, about)
     for older in sorted(folder.glob("update-*.safetensors"))[:-keep]:
         older.unlink()
 
@@ -247,33 +289,23 @@ def load_progress(folder: Path, key: str) -> Progress | None:
         leftover.unlink()  # of a run that was killed while it wrote
     for path in sorted(folder.glob("update-*.safetensors"), reverse=True):
         try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("key") != key:
-                    log.warning("%s is of other settings, data or code: training starts anew", path)
-                    path.unlink()
-                    continue
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if tensors_sha256(tensors) != about["sha256"]:
-                    raise SafetensorError("its content is not what was written")
-        except (SafetensorError, OSError) as error:
-            log.warning("%s is damaged (%s) and left out", path, error)
+            tensors, about = load_tensors(path)
+        except TensorError as error:
+            log.warning("%s: left out", error)
             path.unlink()
             continue
-        return Progress(int(about["update"]), float(about["seconds"]), tensors, json.loads(about["notes"]))
+        if about.get("key") == key:
+            return Progress(int(about["update"]), float(about["seconds"]), tensors, json.loads(about["notes"]))
+        log.warning("%s is of other settings, data or code: training starts anew", path)
+        path.unlink()
     return None
 
 
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, atomically."""
     with atomic_path(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -12,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from neuromf.tables import write_json
+from neuromf.tables import read_json, write_json
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of a cancelled or preempted job, and of one that is near its limit
 ATTEMPT = "attempt.json"
+IDLE_ATTEMPTS = 2  # the second has more memory
 
 
 class Interrupted(SystemExit):
@@ -70,21 +70,31 @@ def watching(max_hours: float | None) -> Iterator[Watch]:
             signal.signal(number, handler)
 
 
-def begin_attempt(folder: Path, update: int, *, retry: bool) -> None:
-    """Note at which update this attempt begins.
+def begin_attempt(folder: Path, *, retry: bool) -> None:
+    """Note that an attempt begins.
 
     Args:
         folder: of the checkpoints.
-        update: of the last checkpoint.
         retry: whether the workflow runs the job again by itself, after it failed.
 
     Raises:
-        NoProgressError: a retry that begins where the attempt before it began.
+        NoProgressError: a retry after `IDLE_ATTEMPTS` attempts in a row that saved no checkpoint.
     """
-    path = folder / ATTEMPT
-    if retry and path.is_file() and json.loads(path.read_text(encoding="utf-8"))["began"] == update:
+    idle = idle_attempts(folder) if retry else 0
+    if idle >= IDLE_ATTEMPTS:
         raise NoProgressError(
-            f"the attempt before this one began at update {update} too and saved no checkpoint after it, so more of them"
-            " will not help: give the job more time or memory, or lower train.checkpoint_every"
+            f"{idle} attempts in a row saved no checkpoint, the last with more memory than the first, so more of them will"
+            " not help: give the job more time or memory, or lower train.checkpoint_every"
         )
-    write_json(path, {"began": update})
+    write_json(folder / ATTEMPT, {"idle": idle + 1})
+
+
+def note_progress(folder: Path) -> None:
+    """Note that this attempt saved a checkpoint."""
+    write_json(folder / ATTEMPT, {"idle": 0})
+
+
+def idle_attempts(folder: Path) -> int:
+    """Return how many attempts in a row, the last one included, ended without a checkpoint, as those without memory do."""
+    path = folder / ATTEMPT
+    return int(read_json(path, "idle")["idle"]) if path.is_file() else 0

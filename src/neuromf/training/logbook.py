@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import resource
 import sys
 import time
@@ -19,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from neuromf.config import Config
-from neuromf.tables import write_text
+from neuromf.tables import write_text, writing
 from neuromf.training.augment import distinct_versions
 from neuromf.training.averages import WeightAverages
 
@@ -54,14 +55,19 @@ class Table:
 
     def __init__(self, path: Path, columns: tuple[str, ...], resumed_at: int) -> None:
         self.path, self.columns = path, columns
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n") and line.count(",") == len(columns) - 1]
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines = text.splitlines(keepends=True)[1:]
+        whole = [
+            one
+            for one in lines
+            if re.match(r"\d{1,18},", one) and one.endswith("\n") and one.count(",") == len(columns) - 1
+        ]
         kept = [line for line in whole if int(line.split(",", 1)[0]) <= resumed_at]
         write_text(path, ",".join(columns) + "\n" + "".join(kept))
 
     def append(self, row: Mapping[str, float | str]) -> None:
         """Add one row; NaN becomes an empty cell."""
-        with self.path.open("a", newline="", encoding="utf-8") as stream:
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
             values = [row[column] for column in self.columns]
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from neuromf.training.averages import WeightAverages
 from neuromf.training.checkpoint import Progress, save_progress
 from neuromf.training.guard import DivergenceGuard
-from neuromf.training.interruption import Interrupted, Watch
+from neuromf.training.interruption import Interrupted, Watch, note_progress
 from neuromf.training.logbook import Logbook
 from neuromf.training.module import FlowModule
 from neuromf.training.validation import Validation
@@ -113,3 +113,4 @@ class Checkpoints(Callback):
         }
         progress = Progress(module.update, self.seconds, tensors, notes)
         save_progress(self.folder, self.key, progress, keep=module.config.train.keep_checkpoints)
+        note_progress(self.folder)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from neuromf import __version__
 from neuromf.config import NO_RESULT, Config
 from neuromf.tables import content_hash, file_sha256, write_text
+from neuromf.tensors import load_tensors, save_tensors
 from neuromf.training.averages import ONLINE, WeightAverages
 from neuromf.training.checkpoint import (
     AVERAGES,
@@ -34,7 +34,6 @@ from neuromf.training.checkpoint import (
     model_files,
     model_folder,
     read_weights,
-    save,
     with_heads,
 )
 from neuromf.training.guard import DivergenceGuard
@@ -114,7 +113,7 @@ def train_run(
         device: where to train.
         checkpoint_folder: keeps the last checkpoint and the logs of an unfinished run; must survive a failed job.
         code: hash of the code behind the run; a checkpoint of other code, settings or data is not resumed.
-        retry: whether the workflow runs this again by itself; one that comes no further than the last is refused.
+        retry: whether the workflow runs this again by itself; refused when the attempts before saved no checkpoint.
         picture: makes a PNG of latents in the codec's scale, (n, C, D, H, W), for progress/; None: no pictures.
 
     Returns:
@@ -122,7 +121,7 @@ def train_run(
 
     Raises:
         Interrupted: SIGTERM, SIGUSR1 or ``train.max_hours``; the state is saved.
-        NoProgressError: a retry that begins where the attempt before it began.
+        NoProgressError: a retry after attempts that saved no checkpoint.
         RankError: another process of a data-parallel training ended early.
         CheckpointError: the warm start is missing, damaged or of another architecture or kind of output.
         ValueError: the train split is empty or its latents have another shape than the configuration says.
@@ -141,7 +140,7 @@ def train_run(
     key = content_hash([deciding, seed, statistics, dict(release), dict(codec), code, warm_start])
     progress = load_progress(checkpoint_folder, key)
     splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
-    begin_attempt(checkpoint_folder, progress.update if progress else 0, retry=retry)
+    begin_attempt(checkpoint_folder, retry=retry)
     with watching(config.train.max_hours) as watch:
         outcome = _fit(module, *splits, folder, checkpoint_folder, key, progress, device, watch, picture)
 
@@ -232,7 +231,7 @@ def _fit(
     guard = DivergenceGuard(settings.guard)
     best_files = {criterion: checkpoint_folder / BEST / f"{criterion}.safetensors" for criterion in CRITERIA}
     validation = Validation(
-        val, averages, validation_table, board, lambda criterion, weights: save(best_files[criterion], weights)
+        val, averages, validation_table, board, lambda criterion, weights: save_tensors(best_files[criterion], weights)
     )
     pictures = [Pictures(folder / "progress", picture, train.statistics, averages, validation, done)] if picture else []
     seconds = progress.seconds if progress else 0.0
@@ -262,7 +261,7 @@ def _fit(
     board.close()
     ends = {**averages.weights, ONLINE: module.network.state_dict()}
     others = {f"{AVERAGES}/{name}": weights for name, weights in ends.items()}
-    others |= {f"{BEST}/{criterion}": load_file(best_files[criterion]) for criterion in validation.best}
+    others |= {f"{BEST}/{criterion}": load_tensors(best_files[criterion])[0] for criterion in validation.best}
     stopped = guard.stopped or validation.stopped
     if stopped and (best := validation.best.get("raw_loss")):
         average, update, weights = best.average, best.update, others[f"{BEST}/raw_loss"]

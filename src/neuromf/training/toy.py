@@ -183,7 +183,7 @@ def torus_experiment(folder: Path, *, updates: int, seed: int) -> dict[str, Any]
             samples.append(frame.assign(prediction=prediction, steps=steps))
     for name, frames in (("losses", losses), ("samples", samples)):
         with atomic_path(folder / f"{name}.parquet") as path:
-            pd.concat(frames, ignore_index=True).to_parquet(path)
+            pd.concat(frames, ignore_index=True).to_parquet(path, write_page_checksum=True)
     write_json(folder / "torus.json", {"updates": updates, "seed": seed, "n": SAMPLES, "rows": rows})
     return {"rows": rows}
 

@@ -291,6 +291,20 @@ def test_links(tmp_path: Path) -> None:
     }
 
 
+def test_a_link_that_leaves_the_folder_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.nii.gz").touch()
+    root = tmp_path / "cohort"
+    root.mkdir()
+    (root / "sub-01_T1w.nii.gz").touch()
+    (root / "sub-02_T1w.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
+    (root / "sub-03_T1w.nii.gz").symlink_to("sub-01_T1w.nii.gz")
+    report = index(root, "study", tmp_path / "tables")
+    assert [scan.image for scan in report.added] == ["sub-01_T1w.nii.gz", "sub-03_T1w.nii.gz"]
+    assert [(one.path, one.reason.split(" (")[0]) for one in report.skipped] == [
+        ("sub-02_T1w.nii.gz", "a link that leaves the folder")
+    ]
+
+
 def test_names_that_no_table_can_hold(tmp_path: Path) -> None:
     report = index(tree(tmp_path / "d", "x.nii.gz", "tab\t.nii.gz"), "c", tmp_path)
     assert [s.image for s in report.added] == ["x.nii.gz"] and len(report.skipped) == 1

@@ -3,6 +3,7 @@ import pytest
 
 from neuromf.evaluation.extractors.registry import VOLUME, codec_extractor
 from neuromf.evaluation.features import cached_features, cached_regions, gather, one_row_each, rows_of
+from neuromf.tensors import TensorError
 
 
 def test_features_come_from_the_cache_until_volume_or_codec_change(brain, codec, tmp_path):
@@ -24,6 +25,19 @@ def test_a_damaged_cache_file_is_computed_again(brain, codec, tmp_path):
     (path,) = tmp_path.rglob("aa.safetensors")
     path.write_bytes(path.read_bytes()[:40])
     assert (cached_features(brain(0), "aa", extractor, tmp_path, 6.0)[VOLUME] == first).all()
+
+
+def test_a_flipped_bit_in_the_cache_is_computed_again_and_never_gathered(brain, codec, tmp_path):
+    extractor = codec_extractor(codec)
+    first = cached_features(brain(0), "aa", extractor, tmp_path, 6.0)[VOLUME]
+    (path,) = tmp_path.rglob("aa.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TensorError, match=r"aa\.safetensors is damaged"):
+        gather(tmp_path, extractor, ["aa"], VOLUME)
+    assert (cached_features(brain(0), "aa", extractor, tmp_path, 6.0)[VOLUME] == first).all()
+    assert (gather(tmp_path, extractor, ["aa"], VOLUME).values == first).all()
 
 
 def test_gathered_rows_keep_the_order_of_the_scans(brain, codec, tmp_path):

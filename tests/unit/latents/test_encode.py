@@ -16,6 +16,7 @@ from neuromf.config import Codec
 from neuromf.latents import encode as module
 from neuromf.latents.encode import encode_shard
 from neuromf.latents.store import LatentStore, read_header
+from neuromf.shards import ShardError
 from neuromf.tables import ManifestRow, Scan, file_sha256, read_manifest, write_manifest
 from neuromf.volume import write_volume
 
@@ -172,9 +173,20 @@ def test_failed_scans_are_rows_with_reasons(shard: Shard) -> None:
     assert rows[0].reason == "skull strip: no brain found"
     assert "the shard's others are (2, 4, 4, 4)" in rows[2].reason
     assert "has no row of this scan" in rows[3].reason
+
+
+def test_a_volume_that_is_not_what_conform_wrote_stops_the_shard(shard: Shard) -> None:
+    shard.encode()
+    whole = shard.volume(1).read_bytes()
+    shard.write(1, seed=99)  # a whole volume, but another one than the manifest's
+    with pytest.raises(ShardError, match=r"sub-1\.nii\.gz has sha256 .*Remove it, if it is there, and run again"):
+        shard.encode()
     shard.volume(1).unlink()
-    assert "does not exist; run conform again" in shard.encode()[1].reason
-    assert read_header(shard.latents)[1] == ["sub-2_T1w"]
+    with pytest.raises(ShardError, match=r"sub-1\.nii\.gz is gone"):
+        shard.encode()
+    shard.volume(1).write_bytes(whole)
+    shard.encode()
+    assert shard.calls == 0  # nothing that was there is lost
 
 
 def test_a_shard_of_failures_is_an_empty_file(shard: Shard) -> None:

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from neuromf.latents.store import LatentError, LatentStore, read_header
+from neuromf.latents.store import LatentError, LatentStore, read_header, tensor_sha256
 from neuromf.tables import ReleaseRow
 
 
 def shard(path: Path, scans: dict[str, float], **changes: Any) -> Path:
     header = {"codec": "tiny", "weights_sha256": "a" * 64, "shape": [2, 4, 4, 4], "voxel_size_mm": [3, 3, 3]} | changes
-    header["scans"] = {scan: {"key": "k", "sha256": "s"} for scan in scans}
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {scan: torch.full((2, 4, 4, 4), value) for scan, value in scans.items()}
+    header["scans"] = {scan: {"key": "k", "sha256": tensor_sha256(latent)} for scan, latent in tensors.items()}
     save_file(tensors, path, {key: json.dumps(value) for key, value in header.items()})
     return path
 
@@ -79,3 +79,25 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(LatentError, match="its header lacks codec"):
         read_header(tmp_path / "plain.safetensors")
+
+
+def test_a_flipped_bit_is_seen_when_the_latent_is_read(tmp_path: Path) -> None:
+    path = shard(tmp_path / "shard-0000.safetensors", {"sub-1_T1w": 1.0, "sub-2_T1w": 2.0})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # in the last of the tensors
+    path.write_bytes(content)
+    store = LatentStore([path])
+    intact, damaged = sorted(range(2), key=lambda i: store.scan_ids[i])
+    assert float(store[intact].mean()) == 1
+    with pytest.raises(LatentError, match=r"shard-0000\.safetensors: sub-2_T1w is not what was encoded.*remove it"):
+        store[damaged]
+
+
+def test_a_shard_cut_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    path = shard(tmp_path / "shard-0000.safetensors", {"sub-1_T1w": 1.0})
+    store = LatentStore([path])
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(LatentError, match="sub-1_T1w cannot be read.*encodes the damaged latents anew"):
+        store[0]
+    with pytest.raises(LatentError, match="no readable shard"):
+        LatentStore([path])

@@ -89,11 +89,39 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
     export(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps({"config": {}}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="no statistics, codec, release"):
+    with pytest.raises(CheckpointError, match="no statistics, codec, release, files"):
         load_model(tmp_path)
     export(tmp_path, config=validate({"network": NETWORK | {"channels": [8, 8]}}).model_dump(mode="json"))
     with pytest.raises(CheckpointError, match="fits another network"):
         load_model(tmp_path)
+
+
+def test_altered_or_exchanged_weights_are_refused(tmp_path: Path) -> None:
+    export(tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"a/model\.safetensors has sha256 .*damaged, altered or is of another model"
+    ):
+        load_model(tmp_path / "a")
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="has sha256"):
+        load_model(tmp_path / "a")
+    path.write_bytes(whole)
+    load_model(tmp_path / "a")
+    about = json.loads((tmp_path / "a" / "model.json").read_text())
+    about["statistics"]["std"] = [1.0, 0.0, 1.0, 1.0]
+    (tmp_path / "a" / "model.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=r"statistics\.std is .*not a number for each of 4 channels"):
+        load_model(tmp_path / "a")
+
+
+def test_the_shipped_models_are_the_files_that_their_model_json_names() -> None:
+    for variant in ("meanflow", "rectified_flow"):
+        load_model("demo/averages/online.safetensors" if variant == "meanflow" else model_folder("demo", variant))
 
 
 def test_progress_keeps_the_newest_checkpoints_only(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from training_moments import at_update
 
 from neuromf.config import Config, validate
 from neuromf.flow import MeanFlowUNet
+from neuromf.tensors import tensors_sha256
 from neuromf.training import logbook, validation
-from neuromf.training.checkpoint import CheckpointError, load_model, tensors_sha256
-from neuromf.training.interruption import Interrupted, NoProgressError
+from neuromf.training.checkpoint import CheckpointError, load_model
+from neuromf.training.interruption import Interrupted, NoProgressError, idle_attempts
 from neuromf.training.module import BatchStream, FlowModule, generator_for
 from neuromf.training.run import NormalisedLatents, train_run
 
@@ -327,12 +328,19 @@ def test_the_time_budget_ends_each_attempt_until_the_run_is_done(undisturbed: Pa
     assert same(weights(undisturbed), weights(tmp_path))
 
 
-def test_a_retry_without_progress_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_after(monkeypatch, 2)  # before the first checkpoint
-    for retry in (False, False):  # by hand, as often as one likes
-        with pytest.raises(Stop):
-            train(tmp_path, retry=retry)
-    with pytest.raises(NoProgressError, match="began at update 0 too"):
+def test_retries_without_progress_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as context:
+        stop_after(context, 2)  # before the first checkpoint
+        for retry in (False, False, True):  # by hand as often as one likes; the workflow once more, with more memory
+            with pytest.raises(Stop):
+                train(tmp_path, retry=retry)
+        with pytest.raises(NoProgressError, match="2 attempts in a row saved no checkpoint"):
+            train(tmp_path, retry=True)
+    stop_after(monkeypatch, 6)
+    with pytest.raises(Stop):
+        train(tmp_path)
+    assert idle_attempts(tmp_path / "checkpoints") == 0, "an attempt that saved a checkpoint"
+    with pytest.raises(Stop):
         train(tmp_path, retry=True)
 
 

@@ -6,7 +6,6 @@ Segmenting is the dearest part of an evaluation, so it has jobs of its own and a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from neuromf.evaluation.morphometry.regions import (
     describe_regions,
 )
 from neuromf.evaluation.morphometry.segmentation import Segmenter, file_scans
-from neuromf.evaluation.rows import Part, write_parts
+from neuromf.evaluation.rows import Part, read_parts, write_parts
 from neuromf.evaluation.scans import EvaluationError
 from neuromf.provenance import code_hash
 from neuromf.tables import SPLITS, content_hash, file_sha256
@@ -156,7 +155,7 @@ def _with_neighbours(
     chosen: Mapping[str, Path], nearest: Path, ids: Sequence[str], train: Mapping[str, Path]
 ) -> tuple[dict[str, Path], list[int]]:
     """Return the chosen scans and after them the nearest training scans of others, and each one's place among them."""
-    rows = json.loads(nearest.read_text(encoding="utf-8"))["parts"][0]["scans"]
+    rows = read_parts(nearest)[0][0]["scans"]
     known = {row["scan"]: row.get("nearest_scan_codec") for row in rows}
     if missing := [scan_id for scan_id in ids if known.get(scan_id) not in train]:
         raise EvaluationError(f"{nearest} knows no training scan that is nearest to {missing[0]}; evaluate again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +9,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 
 from neuromf.evaluation.morphometry.atlas import Atlas
 from neuromf.evaluation.morphometry.hemispheres import left_half
-from neuromf.tables import file_sha256, write_json
-from neuromf.volume import read_volume, write_volume
+from neuromf.tables import file_sha256, read_json, write_json
+from neuromf.volume import read_labels, read_volume, write_volume
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,9 @@ def labels_path(stem: Path) -> Path:
 
 def _read(stem: Path) -> Segmentation | None:
     try:
-        figures = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
-        image = nib.Nifti1Image.from_filename(labels_path(stem))
-        labels = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+        figures = read_json(stem.with_name(f"{stem.name}.json"), "volumes_ml", "sides_ml", "quality")
+        labels = read_labels(labels_path(stem))
         sides = {region: (float(left), float(right)) for region, (left, right) in figures["sides_ml"].items()}
         return Segmentation(labels, figures["volumes_ml"], sides, figures["quality"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, ImageFileError):  # none, or damaged: computed again
+    except (ValueError, TypeError, AttributeError):  # none, or damaged: computed again
         return None

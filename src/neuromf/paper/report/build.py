@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,11 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
+from neuromf.evaluation.rows import read_parquet
 from neuromf.paper import codec, figures, latents, mosaics, regions, runs, spectrum, style, tables
 from neuromf.paper.report.quality import Quality, read_quality
 from neuromf.paper.report.summary import key_figures, sentences
-from neuromf.tables import SPLITS, atomic_path, file_sha256, read_release, write_text
+from neuromf.tables import SPLITS, atomic_path, file_sha256, read_json, read_release, write_text
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
     """
     if not inputs.samples:
         raise ValueError("the report needs at least one folder of samples")
-    metrics, scans = pd.read_parquet(inputs.metrics), pd.read_parquet(inputs.scans)
+    metrics, scans = read_parquet(inputs.metrics), read_parquet(inputs.scans)
     shown = sorted(inputs.samples, key=lambda s: (_run_order(inputs, s.run), s.seed, s.nfe))
     main = shown[0]
     pairs = _pairs(inputs.reconstructions)
@@ -131,7 +131,7 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
         "progress": [picture for run in inputs.training for picture in _progress(run)],
         "metric_table": tables.measured(tables.metric_table(metrics)),
         "metric_figures": _metric_figures(metrics),
-        "spectrum_figure": _spectrum(pd.read_parquet(inputs.spectra), inputs.config["evaluate"]["spectrum_k0"]),
+        "spectrum_figure": _spectrum(read_parquet(inputs.spectra), inputs.config["evaluate"]["spectrum_k0"]),
         "spectrum_table": tables.metric_table(metrics, tables.SPECTRUM_COLUMNS, real="real scans"),
         "volume_figures": _volume_figures(scans, main),
         **_regions(metrics, main),
@@ -270,7 +270,7 @@ def _copies_picture(path: Path) -> Picture:
 
 def _latents(path: Path) -> dict[str, Any]:
     """Return the figure and the table of the training latents' distribution."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     caption = (
         f"The {content['n']} training latents in units of their standard deviation, on a logarithmic scale, beside the noise"
         " that the flow starts from; the peak is the background. Below: the channels' correlation, and the shares of"
@@ -309,9 +309,9 @@ def _training(runs: Sequence[TrainingRun]) -> Picture | None:
     logs = {}
     for run in runs:
         label = style.run_label(run.run) + (f", seed {run.seed}" if len({r.seed for r in runs}) > 1 else "")
-        about = json.loads((run.folder / "model.json").read_text(encoding="utf-8"))
+        about = read_json(run.folder / "model.json")
         exported = about["training"]["exported"]["average"]
-        logs[label] = (pd.read_csv(run.folder / "metrics.csv"), pd.read_csv(run.folder / "val.csv"), exported)
+        logs[label] = (tables.read_csv(run.folder / "metrics.csv"), tables.read_csv(run.folder / "val.csv"), exported)
     if not logs:
         return None
     return _plot(lambda: figures.training_curves(logs), "Training curves",
@@ -374,9 +374,9 @@ def _volume_figures(scans: pd.DataFrame, main: SampleSet) -> list[Picture]:
 
 def _runs_compared(inputs: ReportInputs) -> dict[str, Any]:
     """Return the tables of differences between runs and of seeds; that of tests is empty where seeds allow none."""
-    tests = pd.read_parquet(inputs.seed_tests)
+    tests = read_parquet(inputs.seed_tests)
     return {
-        "difference_table": runs.difference_table(pd.read_parquet(inputs.differences)),
+        "difference_table": runs.difference_table(read_parquet(inputs.differences)),
         "seeds": runs.most_seeds(tests),
         "seed_table": runs.seed_table(tests),
         "seed_test_table": runs.seed_test_table(tests),
@@ -397,7 +397,7 @@ def _hardware(samples: Sequence[SampleSet]) -> list[str]:
     """Return which hardware each stage ran on, in words, and for which samples where they differ."""
     found: dict[str, list[str]] = {}
     for one in samples:
-        about = json.loads((one.folder / "sample_timing.json").read_text(encoding="utf-8")).get("hardware", {})
+        about = read_json(one.folder / "sample_timing.json").get("hardware", {})
         for stage in ("network", "decode"):
             machine = about.get(stage) or {"name": "unknown hardware", "threads": None, "joules": None}
             threads = f", threads: {machine['threads']}" if machine["threads"] else ""
@@ -411,11 +411,11 @@ def _hardware(samples: Sequence[SampleSet]) -> list[str]:
 
 
 def _model(run: TrainingRun) -> dict[str, Any]:
-    about = json.loads((run.folder / "model.json").read_text(encoding="utf-8"))
+    about = read_json(run.folder / "model.json")
     return {
         "run": run.run,
         "seed": run.seed,
-        "validation": _validation(pd.read_csv(run.folder / "val.csv"), about["training"]["exported"]),
+        "validation": _validation(tables.read_csv(run.folder / "val.csv"), about["training"]["exported"]),
         "training": about["training"],
         "variant": about["config"]["flow"]["variant"],
         "sha256": file_sha256(run.folder / "model.safetensors"),
@@ -442,7 +442,7 @@ def _validation(rows: pd.DataFrame, exported: Mapping[str, Any]) -> dict[str, li
 
 
 def _provenance(inputs: ReportInputs) -> dict[str, str]:
-    evaluation = json.loads(inputs.metrics.with_suffix(".json").read_text(encoding="utf-8"))["provenance"]
+    evaluation = read_json(inputs.metrics.with_suffix(".json"), "provenance")["provenance"]
     codecs = sorted({part["codec_sha256"] for part in evaluation if "codec_sha256" in part})
     return {
         "Git commit": inputs.git_commit or "not a git checkout",

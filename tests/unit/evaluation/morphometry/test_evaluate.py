@@ -9,6 +9,7 @@ import pytest
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.morphometry.evaluate import drawn_scans, evaluate_real_regions, evaluate_sample_regions
+from neuromf.evaluation.rows import Part, write_parts
 from neuromf.evaluation.scans import EvaluationError
 from neuromf.meshnet import WeightsError
 
@@ -30,7 +31,7 @@ def samples(tmp_path, real):
         shutil.copy(path, folder / f"sub-{index:05d}_T1w.nii.gz")
     rows = [{"scan": f"sub-{i:05d}_T1w", "nearest_scan_codec": scan_id} for i, (scan_id, _) in enumerate(copied)]
     part = tmp_path / "part.json"
-    part.write_text(json.dumps({"parts": [{"scans": rows}]}))
+    write_parts(part, [Part("release", "run", scans=rows)], {})
     return folder, part
 
 
@@ -54,7 +55,7 @@ def test_real_scans_are_drawn_once_and_split_for_the_floors(real, tmp_path):
     neighbour = next(iter(chosen))
     rows = [{"scan": scan_id, "nearest_scan_codec": neighbour} for scan_id in real["test"]]
     nearest, out = tmp_path / "part.json", tmp_path / "out.json"
-    nearest.write_text(json.dumps({"parts": [{"scans": rows}]}))
+    write_parts(nearest, [Part("release", "run", scans=rows)], {})
     evaluate_real_regions(real, nearest, SETTINGS, release="demo", cache=tmp_path / "cache", part=out)
     part, figures = read(out)
     assert (part["run"], part["seed"], part["nfe"]) == ("real", None, None)
@@ -87,7 +88,7 @@ def test_what_is_missing_is_named(samples, real, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError, match="subcortical"):
         of_samples(samples, real, SETTINGS.model_copy(update={"segmenters": ("subcortical",)}), tmp_path)
-    part.write_text(json.dumps({"parts": [{"scans": []}]}))
+    write_parts(part, [Part("release", "run", scans=[])], {})
     with pytest.raises(EvaluationError, match="no training scan that is nearest to sub-00000_T1w"):
         of_samples(samples, real, SETTINGS, tmp_path)
     shutil.rmtree(folder)
