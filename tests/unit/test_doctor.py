@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -24,6 +25,8 @@ from neuromf.tables import (
     write_manifest,
     write_release,
 )
+from neuromf.training import memory
+from neuromf.training.memory import TrainingMemory
 
 
 @pytest.fixture(autouse=True)
@@ -93,16 +96,23 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_of_the_device_against_that_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert only(doctor.check_memory(patient())).status == "ok"
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": 2**20})())
+    counted = TrainingMemory(parameters=1_000_000, states=2**30, working=2 * 2**30)
+    monkeypatch.setattr(memory, "training_memory", lambda config: counted)
+    has_memory = {"total": 8 * 2**30}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(**has_memory))
     found = only(doctor.check_memory(patient()))
-    assert found.status == "blocker" and "1.0 MiB in this machine" in found.found
-    assert "train.batch_size" in found.remedy
-    monkeypatch.setattr(gpu, "installed_gpus", has(1.2))
-    assert only(doctor.check_memory(patient("device=auto"))).status == "warning", "1 GiB goes to CUDA"
-    monkeypatch.setattr(gpu, "installed_gpus", has(8))
-    found = only(doctor.check_memory(patient("device=auto")))
-    assert found.status == "ok" and "8.0 GiB on the GPU" in found.found
+    assert found.status == "ok" and "takes 5.0 GiB of 8.0 GiB in this machine" in found.found, "working memory twice"
+    has_memory["total"] = 6 * 2**30
+    assert only(doctor.check_memory(patient())).status == "warning"
+    has_memory["total"] = 4 * 2**30
+    found = only(doctor.check_memory(patient()))
+    assert found.status == "blocker" and "train.batch_size" in found.remedy
+    for gibibytes, status in ((8, "ok"), (4.5, "warning"), (3.5, "blocker")):
+        monkeypatch.setattr(gpu, "installed_gpus", has(gibibytes))
+        found = only(doctor.check_memory(patient("device=auto")))
+        assert found.status == status and f"takes 4.0 GiB of {gibibytes:.1f} GiB on the GPU" in found.found, (
+            "1 is CUDA's"
+        )
 
 
 def test_tables(project: Path) -> None:
