@@ -5,13 +5,18 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from neuromf.tensors import TensorError, load_tensors, save_tensors
 
-TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([True, False]), "none": torch.zeros(0)}
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": torch.tensor([True, False]),
+    "none": torch.from_numpy(np.zeros(4, np.int64)[:0].copy()),  # of stride 0
+}
 
 
 def test_tensors_and_texts_come_back(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from neuromf.evaluation.inference import Bootstrap, Estimate, mean_bootstrap, pe
 from neuromf.evaluation.morphometry import TISSUES, bootstrap_volumes
 from neuromf.evaluation.rows import DIFFERENCE_COLUMNS, NO_EXTRACTOR, read_parquet, write_parquet
 from neuromf.evaluation.scans import EvaluationError, Reference, read_reference
+from neuromf.tensors import TensorError
 
 log = logging.getLogger(__name__)
 SampleSet = tuple[str, int, int]  # run, seed, NFE
@@ -129,9 +130,9 @@ def _figures(rows: pd.DataFrame, real: Reference, cache: Path, settings: Evaluat
         for region, test in regions.items():
             try:
                 features = gather(cache, Identity(name, real.keys[name]), rows["sha256"].tolist(), region)
-            except FileNotFoundError as error:
+            except TensorError as error:
                 raise EvaluationError(
-                    f"features of a sample are not in the cache ({error}); evaluate the samples again"
+                    f"features of a sample are not in the cache or damaged ({error}); evaluate the samples again"
                     " (snakemake --forcerun evaluate_samples)"
                 ) from None
             for metric, one in bootstrap_rows(features, test, settings).items():
