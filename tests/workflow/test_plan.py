@@ -79,7 +79,7 @@ def test_a_setting_and_a_lost_file_and_an_edit_are_told_apart(configured, tmp_pa
         kept.rename(lost)
         for note in (configured.folder / "results").rglob(".shard-*.lost"):
             note.unlink()
-    assert said["bias_correct"].split()[:2] == ["1", "1"], "one job, one scan"
+    assert said["bias_correct"].split()[:2] == ["1", "4"], "one job: the lost scan, and its shard's three that failed"
     assert said["bias_correct"].endswith(f"missing file: {lost.name}")
 
     picture = configured.folder / "results/releases/first/paper/spectrum.png"
