@@ -107,8 +107,9 @@ def evaluate_folders(
         others = {} if name == "real" else {"real": sets["real"].spectra}
         add_spectrum(part, sets[name].spectra, rules.grid.shape, rules.grid.voxel_mm, settings, others)
     add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
-    real_neighbours = _rows(search_real(sets["real"], sets["real"]).found)
-    neighbours = _rows(nearest_scans(sets["synthetic"], sets["real"]))
+    if chosen:
+        real_neighbours = _rows(search_real(sets["real"], sets["real"]).found)
+        neighbours = _rows(nearest_scans(sets["synthetic"], sets["real"]))
     for segmenter in chosen:
         regions = {
             name: describe_regions(_scans(found[name], sets[name].ids, rules), segmenter, cache, label=name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -47,13 +48,18 @@ class Search:
 
     def p_values(self, by: str) -> dict[str, NDArray[np.float64]]:
         """Return the p-values (N,) of the distances, ``p``, and of the relative distances, ``relative_p``."""
-        if by not in self.null:
-            return {}
-        found, null = self.found[by], self.null[by]
-        values = {"p": memorisation.p_values(found.distance, null.distance)}
-        if found.relative is not None and null.relative is not None:
-            values["relative_p"] = memorisation.p_values(found.relative, null.relative)
-        return values
+        return self._p_values.get(by, {})
+
+    @cached_property
+    def _p_values(self) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Of all volumes at once: the table of scans asks volume by volume."""
+        every = {}
+        for by, null in self.null.items():
+            found = self.found[by]
+            every[by] = {"p": memorisation.p_values(found.distance, null.distance)}
+            if found.relative is not None and null.relative is not None:
+                every[by]["relative_p"] = memorisation.p_values(found.relative, null.relative)
+        return every
 
     def columns(self, row: int) -> dict[str, Any]:
         """Return what the table of scans says of one volume."""

@@ -50,6 +50,7 @@ from neuromf.evaluation.scans import (
     join,
     read_on_grid,
     read_reference,
+    sample_files,
     write_reference,
 )
 from neuromf.evaluation.spectrum import add_spectrum
@@ -173,9 +174,7 @@ def evaluate_samples(
         raise EvaluationError(f"run {run!r}: this name is used for the evaluation's references; rename the run")
     extractors = _extractors(settings, codec, weights_dir, device)
     scans = read_reference(reference, extractors)
-    files = {path.name.removesuffix(".nii.gz"): path for path in sorted(samples.glob("sub-*.nii.gz"))}
-    if not files:
-        raise EvaluationError(f"{samples} holds no sub-*.nii.gz; decode the samples first")
+    files = sample_files(samples)
     generated = describe_files(files, extractors, cache, scans.grid, label=f"{run} seed {seed} nfe {nfe}")
     figures = Part(release, run, seed, nfe)
     add_sample_figures(figures, generated, scans, extractors, cache, settings)

@@ -134,6 +134,18 @@ def describe_files(
     return join(described)
 
 
+def sample_files(folder: Path) -> dict[str, Path]:
+    """Return the generated volumes of a folder, scan id → path.
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    files = {path.name.removesuffix(".nii.gz"): path for path in sorted(folder.glob("sub-*.nii.gz"))}
+    if not files:
+        raise EvaluationError(f"{folder} holds no sub-*.nii.gz; decode the samples first")
+    return files
+
+
 def join(sets: Iterable[ScanSet]) -> ScanSet:
     """Return several sets as one, in their order."""
     parts = list(sets)

@@ -23,11 +23,11 @@ from neuromf.evaluation.morphometry.regions import (
     add_regions,
     describe_regions,
 )
-from neuromf.evaluation.morphometry.segmentation import Segmenter, file_scans
+from neuromf.evaluation.morphometry.segmentation import Scan, Segmenter, file_scans
 from neuromf.evaluation.rows import Part, read_parts, write_parts
-from neuromf.evaluation.scans import EvaluationError
+from neuromf.evaluation.scans import EvaluationError, sample_files
 from neuromf.provenance import code_hash
-from neuromf.tables import SPLITS, content_hash, file_sha256
+from neuromf.tables import SPLITS, content_hash
 
 
 def evaluate_real_regions(
@@ -60,14 +60,15 @@ def evaluate_real_regions(
     chosen, floor = drawn_scans(real, settings), Part(release, "real")
     trained = np.array([scan_id in real["train"] for scan_id in chosen])
     pool, rows = _with_neighbours(chosen, nearest, [one for one in chosen if one not in real["train"]], real["train"])
+    real_scans = file_scans(pool)
     for segmenter in segmenters:
-        every = describe_regions(file_scans(pool), segmenter, cache, label="real scans")
+        every = describe_regions(real_scans, segmenter, cache, label="real scans")
         scans = every.of_scans(np.arange(len(chosen)))
         held_out = scans.of_scans(~trained)
         add_regions(floor, scans, settings)
         add_region_comparison(floor, scans.of_scans(trained), held_out, settings)
         add_nearest_regions(floor, held_out, every, rows, settings)
-    provenance = _provenance("evaluate_real_regions", segmenters, settings, {"real": pool})
+    provenance = _provenance("evaluate_real_regions", segmenters, settings, {"real": real_scans})
     write_parts(part, [floor], provenance)
 
 
@@ -97,20 +98,19 @@ def evaluate_sample_regions(
         EvaluationError: an empty folder, or samples that ``nearest`` does not know.
         VolumeError, WeightsError: as `evaluate_real_regions`.
     """
-    files = {path.name.removesuffix(".nii.gz"): path for path in sorted(samples.glob("sub-*.nii.gz"))}
-    if not files:
-        raise EvaluationError(f"{samples} holds no sub-*.nii.gz; decode the samples first")
-    files = dict(list(files.items())[: settings.segmented])
+    files = dict(list(sample_files(samples).items())[: settings.segmented])
     segmenters = _segmenters(settings, weights_dir, device)
     chosen, figures = drawn_scans(real, settings), Part(release, run, seed, nfe)
     pool, rows = _with_neighbours(chosen, nearest, list(files), real["train"])
+    sample_scans, real_scans = file_scans(files), file_scans(pool)
     for segmenter in segmenters:
-        generated = describe_regions(file_scans(files), segmenter, cache, label=f"{run} seed {seed} nfe {nfe}")
-        every = describe_regions(file_scans(pool), segmenter, cache, label="real scans")
+        generated = describe_regions(sample_scans, segmenter, cache, label=f"{run} seed {seed} nfe {nfe}")
+        every = describe_regions(real_scans, segmenter, cache, label="real scans")
         add_regions(figures, generated, settings)
         add_region_comparison(figures, generated, every.of_scans(np.arange(len(chosen))), settings)
         add_nearest_regions(figures, generated, every, rows, settings)
-    provenance = _provenance("evaluate_sample_regions", segmenters, settings, {"samples": files, "real": pool})
+    inputs = {"samples": sample_scans, "real": real_scans}
+    provenance = _provenance("evaluate_sample_regions", segmenters, settings, inputs)
     write_parts(part, [figures], provenance)
 
 
@@ -169,14 +169,14 @@ def _segmenters(settings: Evaluate, weights_dir: Path | None, device: str | torc
 
 
 def _provenance(
-    function: str, segmenters: Sequence[Segmenter], settings: Evaluate, inputs: Mapping[str, Mapping[str, Path]]
+    function: str, segmenters: Sequence[Segmenter], settings: Evaluate, inputs: Mapping[str, Sequence[Scan]]
 ) -> dict[str, object]:
     return {
         "neuromf": __version__,
         "code": code_hash(f"neuromf.evaluation.morphometry.evaluate:{function}"),
         "inputs": {
-            name: {"volumes": len(files), "sha256": content_hash(sorted(map(file_sha256, files.values())))}
-            for name, files in inputs.items()
+            name: {"volumes": len(scans), "sha256": content_hash(sorted(scan.sha256 for scan in scans))}
+            for name, scans in inputs.items()
         },
         "segmenters": {segmenter.name: segmenter.key for segmenter in segmenters},
         "settings": settings.model_dump(mode="json"),
