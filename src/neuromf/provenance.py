@@ -2,7 +2,8 @@
 
 The hash is taken over abstract syntax trees, from one function through every definition it names, transitively and
 across modules. So an edited function changes the hash of exactly the stages that can call it; comments, docstrings,
-annotations of arguments, formatting and file times change none. Nothing is imported: sources are only parsed.
+annotations of arguments, formatting and file times change none. Nor do the declarations of settings and their checks:
+what they come to are values, which the jobs carry as params. Nothing is imported: sources are only parsed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = "neuromf"
+DECLARED_BY = ("setting", "section")  # the functions of neuromf.config that declare a setting
+CHECKED_BY = ("field_validator", "model_validator")  # the decorators of a setting's checks
 Definition = tuple[str, str]  # module, name
 
 
@@ -166,7 +169,7 @@ def _dump(statement: ast.AST) -> str:
 
 
 class _Bare(ast.NodeTransformer):
-    """Drop what changes no result: docstrings and the annotations of functions."""
+    """Drop what changes no result: docstrings, the annotations of functions, and the settings that a class declares."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.generic_visit(node)
@@ -181,8 +184,22 @@ class _Bare(ast.NodeTransformer):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         self.generic_visit(node)
-        node.body = _without_docstring(node.body)
+        node.body = [s for s in _without_docstring(node.body) if not _is_about_settings(s)] or [ast.Pass()]
         return node
+
+
+def _is_about_settings(statement: ast.stmt) -> bool:
+    """Return whether a statement of a class declares a setting or is a check of settings."""
+    if isinstance(statement, ast.AnnAssign):
+        return _called(statement.value) in DECLARED_BY
+    decorators = statement.decorator_list if isinstance(statement, ast.FunctionDef) else []
+    return any(_called(decorator) in CHECKED_BY for decorator in decorators)
+
+
+def _called(expression: ast.expr | None) -> str | None:
+    """Return the name of the function that an expression calls."""
+    called = expression.func if isinstance(expression, ast.Call) else None
+    return called.id if isinstance(called, ast.Name) else None
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:

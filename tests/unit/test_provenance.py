@@ -12,9 +12,21 @@ import neuromf.base as base
 LIMIT = 3
 def entry(x: int) -> int:
     """Say what."""
-    return h(x) + LIMIT + base.other(x)
+    return h(x) + LIMIT + base.other(x) + Settings(2).double()
 def unrelated():
     return 1
+class Settings(Section):
+    """Doc."""
+    size: int = setting(3, "Side")
+    part: Part = section(Part, "Part")
+    kind = "fixed"
+    @model_validator(mode="after")
+    def _check(self):
+        raise ValueError("too small")
+    def double(self):
+        return 2 * self.size
+class Part(Section):
+    share: float = setting(0.5, "Share")
 '''
 BASE = """
 def helper(x):
@@ -53,6 +65,10 @@ def sources(monkeypatch):
         ("neuromf.library", "x: int", "x: float"),
         ("neuromf.library", "LIMIT = 3", "LIMIT = 3  # three"),
         ("neuromf.library", "return 1", "return 100"),
+        ("neuromf.library", 'setting(3, "Side")', 'setting(4, "Side of it")'),
+        ("neuromf.library", "    kind =", "    other: int = setting(1, 'Added')\n    kind ="),
+        ("neuromf.library", "too small", "too small; use 3"),
+        ("neuromf.library", 'setting(0.5, "Share")', 'setting(0.6, "Share")'),
         ("neuromf.base", "return 2", "return 3"),
         ("neuromf.base", "\ndef helper", "\n\n\ndef helper"),
     ],
@@ -82,6 +98,8 @@ def test_a_scripts_statements_count_and_its_comments_do_not(sources, tmp_path):
     [
         ("neuromf.library", "LIMIT = 3", "LIMIT = 4"),
         ("neuromf.library", "+ LIMIT", "- LIMIT"),
+        ("neuromf.library", "return 2 * self.size", "return 3 * self.size"),
+        ("neuromf.library", '"fixed"', '"free"'),
         ("neuromf.base", "x + 1", "x + 2"),
         ("neuromf.base", "def other(x):\n    return x", "def other(x):\n    return -x"),
     ],
