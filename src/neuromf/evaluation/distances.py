@@ -5,7 +5,7 @@ from __future__ import annotations
 from neuromf.config import Evaluate
 from neuromf.evaluation.coverage import NEIGHBOURS, coverage_bootstraps
 from neuromf.evaluation.features import Rows
-from neuromf.evaluation.frechet import extrapolated_frechet, frechet_bootstrap
+from neuromf.evaluation.frechet import frechet_bootstraps
 from neuromf.evaluation.inference import Bootstrap, Estimate
 from neuromf.evaluation.kernel import gaussian_bootstrap, kernel_bootstrap
 
@@ -25,10 +25,11 @@ def bootstrap_rows(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Bootstrap]
     """Return the same figures with their resamples, which those of another set of as many scans share scan by scan."""
     if min(len(x), len(y)) < 2:
         return dict.fromkeys(METRICS, Bootstrap(None, None, len(x)))
+    frechet, extrapolated = frechet_bootstraps(x, y, settings)
     return {
         "kernel_distance": kernel_bootstrap(x, y, settings),
-        "frechet_distance_extrapolated": extrapolated_frechet(x, y, settings),
-        "frechet_distance": frechet_bootstrap(x, y, settings),
+        "frechet_distance_extrapolated": extrapolated,
+        "frechet_distance": frechet,
         "gaussian_mmd": gaussian_bootstrap(x, y, settings),
     } | coverage_bootstraps(x, y, settings)
 

@@ -6,6 +6,8 @@ It is FID only for Inception features of slices; any other always carries its ex
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -16,9 +18,9 @@ from neuromf.evaluation.features import Rows
 from neuromf.evaluation.inference import Bootstrap, resample_counts
 
 Array = NDArray[np.float64]
+Moments = tuple[Array, Array, Array]  # what `_scan_moments` returns
 LEADING = 64  # principal components that resamples of slices are compared in
-SHARES = (0.5, 0.7, 1.0)  # of the scans, for the extrapolation
-_DRAWS = 4  # random subsets of each share
+_SPLITS = 4  # into random halves, for the extrapolation
 _EXACT_ROWS = 128
 _CHUNK_ENTRIES = 4_000_000  # of the matrices whose singular values are taken at once: bounds the memory
 _RESAMPLES_AT_ONCE = 100
@@ -45,42 +47,61 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     return max(float(distance), 0.0)
 
 
-def frechet_bootstrap(x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
-    """Return the Fréchet distance of x to y and its resamples, of both sets' scans, slices with their scan.
+def frechet_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> tuple[Bootstrap, Bootstrap]:
+    """Return the Fréchet distance of x to y and that extrapolated to infinitely many scans, with their resamples.
 
-    With more than 128 scans, or slices, the resamples are taken in the `LEADING` principal components of both sets' rows,
-    which hold nearly all of what differs between resamples; the value itself is always that of all features.
+    Resamples draw scans of both sets, slices with their scan. With more than 128 scans, or slices, they are taken in the
+    `LEADING` principal components of both sets' rows, which hold nearly all of what differs between resamples; the values
+    themselves are always those of all features.
+
+    The bias of the distance falls with one over the number of scans. So it is also measured on random halves of both
+    sets, and the line through the distances of halves and of all scans against one over the share is read at 0 (Chong &
+    Forsyth 2020, who fit a line through more shares of the generated set alone). Each resample is extrapolated from two
+    halves of its own, which its repeated scans bias upwards like any distance: the draws are shifted to the value. It may be
+    negative; fewer than four scans of either have none.
     """
-    value = frechet_distance(x.values, y.values)
-    counts = resample_counts(len(x), settings, 0), resample_counts(len(y), settings, 1)
-    if max(len(x.values), len(y.values)) <= _EXACT_ROWS and (x.counts == 1).all() and (y.counts == 1).all():
-        draws = _weighted_frechet(*_pair(x.values, y.values), *counts)
-    else:
-        draws = _leading_frechet(x, y, *counts)
-    return Bootstrap(value, draws, len(x), distance=True)
-
-
-def extrapolated_frechet(x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
-    """Return the Fréchet distance extrapolated to infinitely many scans, without resamples.
-
-    Its bias falls with one over the number of scans. So it is measured on random halves, on 70 % and on all scans
-    of both sets, and the line fitted through these values against one over the share is read at 0 (Chong & Forsyth
-    2020, where only the generated set shrinks). Fewer than four scans of either have no value. It may be negative.
-    """
+    value, draw = frechet_distance(x.values, y.values), _drawn(x, y)
+    counts = [resample_counts(len(rows), settings, stream) for stream, rows in enumerate((x, y))]
+    draws = draw(*counts)
+    plain = Bootstrap(value, draws, len(x), distance=True)
     if min(len(x), len(y)) < 4:
-        return Bootstrap(None, None, len(x))
+        return plain, Bootstrap(None, None, len(x))
+
     random = np.random.default_rng([settings.seed, 2])
-    inverse, distances = [], []
-    for share in SHARES:
-        for _ in range(1 if share == 1 else _DRAWS):
-            parts = [
-                rows.of_scans(np.sort(random.permutation(len(rows))[: round(share * len(rows))])) for rows in (x, y)
-            ]
-            inverse.append(np.mean([len(rows) / len(part) for rows, part in zip((x, y), parts, strict=True)]))
-            distances.append(frechet_distance(parts[0].values, parts[1].values))
-    weights = np.where(np.array(inverse) == 1, np.sqrt(_DRAWS), 1.0)  # the one value of all scans weighs as much
-    _, at_zero = np.polyfit(inverse, distances, 1, w=weights)
-    return Bootstrap(float(at_zero), None, len(x))
+    splits = zip(*(_halves(np.ones((_SPLITS, len(rows))), random) for rows in (x, y)), strict=True)
+    of_halves = [
+        frechet_distance(x.of_scans(np.flatnonzero(w)).values, y.of_scans(np.flatnonzero(v)).values)
+        for halves in splits
+        for w, v in zip(*halves, strict=True)
+    ]
+    drawn_halves = zip(*(_halves(one, random) for one in counts), strict=True)
+    draws_of_halves = np.mean([draw(*halves) for halves in drawn_halves], axis=0)
+    inverse = float(np.mean([n / part for n in (len(x), len(y)) for part in (n // 2, n - n // 2)]))  # of the share
+    extrapolated = _at_zero(value, np.mean(of_halves), inverse)
+    spread = _at_zero(draws, draws_of_halves, inverse)
+    return plain, Bootstrap(float(extrapolated), spread + (extrapolated - spread.mean()), len(x))
+
+
+def _at_zero(whole: Any, halves: Any, inverse: float) -> Any:
+    """Return at 0 the line through (1, whole) and (inverse, halves)."""
+    return whole - (halves - whole) / (inverse - 1)
+
+
+def _halves(counts: Array, random: np.random.Generator) -> tuple[Array, Array]:
+    """Deal each row of counts (B, n), which sums to n, into two random halves of the scans that it draws."""
+    b, n = counts.shape
+    drawn = np.repeat(np.tile(np.arange(n), b), counts.astype(int).ravel()).reshape(b, n)
+    chosen = random.permuted(drawn, axis=1)[:, : n // 2] + n * np.arange(b)[:, None]
+    half = np.bincount(chosen.ravel(), minlength=b * n).reshape(b, n).astype(np.float64)
+    return half, counts - half
+
+
+def _drawn(x: Rows, y: Rows) -> Callable[[Array, Array], Array]:
+    """Return the Fréchet distances, (B,), as a function of how often each scan of x and of y is drawn, (B, n) and (B, m)."""
+    if max(len(x.values), len(y.values)) <= _EXACT_ROWS and (x.counts == 1).all() and (y.counts == 1).all():
+        return partial(_weighted_frechet, *_pair(x.values, y.values))
+    project = _leading_components(x.values, y.values)
+    return partial(_frechet_of_moments, *(_scan_moments(rows, project(rows.values)) for rows in (x, y)))
 
 
 def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
@@ -102,14 +123,14 @@ def _weighted_frechet(x: Array, y: Array, w: Array, v: Array) -> Array:
     """Return the Fréchet distances, (B,), of x (n, F) weighted by counts w (B, n) to y (m, F) weighted by v (B, m)."""
     origin = np.concatenate([x, y]).mean(axis=0)  # distances do not depend on it; small numbers cancel less
     x, y = x - origin, y - origin
-    n, m = len(x), len(y)
     xx, yy, xy = x @ x.T, y @ y.T, x @ y.T
-    p, q = w / n, v / m
+    n, m = w.sum(1), v.sum(1)
+    p, q = w / n[:, None], v / m[:, None]
     # |μ|² of each side and μ_x·μ_y, then tr Σ = (Σ_i w_i |x_i|² − n |μ|²) / (n − 1)
     mean_xx, mean_yy, mean_xy = ((p @ xx) * p).sum(1), ((q @ yy) * q).sum(1), ((p @ xy) * q).sum(1)
     trace_x = (w @ np.diag(xx) - n * mean_xx) / (n - 1)
     trace_y = (v @ np.diag(yy) - m * mean_yy) / (m - 1)
-    chunk = max(1, _CHUNK_ENTRIES // (n * m))
+    chunk = max(1, _CHUNK_ENTRIES // xy.size)
     cross = np.concatenate([_cross_trace(xy, w[i : i + chunk], v[i : i + chunk]) for i in range(0, len(w), chunk)])
     distance = mean_xx + mean_yy - 2 * mean_xy + trace_x + trace_y - 2 * cross
     return np.maximum(distance, 0.0)
@@ -117,25 +138,23 @@ def _weighted_frechet(x: Array, y: Array, w: Array, v: Array) -> Array:
 
 def _cross_trace(xy: Array, w: Array, v: Array) -> Array:
     """Return tr (Σ_x Σ_y)^½, (B,), from the inner products xy (n, m): the sum of the singular values of A Bᵀ."""
-    n, m = xy.shape
+    n, m = w.sum(1, keepdims=True), v.sum(1, keepdims=True)
     p, q = w / n, v / m
     to_mean_y = (q @ xy.T)[:, :, None]  # x_i · μ_y
     to_mean_x = (p @ xy)[:, None, :]  # μ_x · y_j
     means = ((p @ xy) * q).sum(1)[:, None, None]
     centred = xy[None] - to_mean_y - to_mean_x + means
-    product = np.sqrt(w)[:, :, None] * centred * np.sqrt(v)[:, None, :] / np.sqrt((n - 1) * (m - 1))
+    product = np.sqrt(w / (n - 1))[:, :, None] * centred * np.sqrt(v / (m - 1))[:, None, :]
     return np.linalg.svd(product, compute_uv=False).sum(axis=1)
 
 
-def _leading_frechet(x: Rows, y: Rows, w: Array, v: Array) -> Array:
-    """Return the Fréchet distances, (B,), of scans drawn w (B, n) and v (B, m) times, in the leading components."""
-    project = _leading_components(x.values, y.values)
-    moments = [_scan_moments(rows, project(rows.values)) for rows in (x, y)]
+def _frechet_of_moments(x: Moments, y: Moments, w: Array, v: Array) -> Array:
+    """Return the Fréchet distances, (B,), of scans drawn w (B, n) and v (B, m) times."""
     draws = []
     for first in range(0, len(w), _RESAMPLES_AT_ONCE):
         chosen = slice(first, first + _RESAMPLES_AT_ONCE)
         (mean_x, cov_x), (mean_y, cov_y) = (
-            _weighted_moments(*one, counts[chosen]) for one, counts in zip(moments, (w, v), strict=True)
+            _weighted_moments(*one, counts[chosen]) for one, counts in ((x, w), (y, v))
         )
         values, vectors = np.linalg.eigh(cov_x)
         root = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
@@ -160,7 +179,7 @@ def _leading_components(x: NDArray[np.floating], y: NDArray[np.floating]) -> Cal
     return lambda values: (values.astype(np.float64) - mean) @ axes
 
 
-def _scan_moments(rows: Rows, values: Array) -> tuple[Array, Array, Array]:
+def _scan_moments(rows: Rows, values: Array) -> Moments:
     """Return each scan's number of rows (n,), their sum (n, K) and the sum of their outer products (n, K, K)."""
     parts = np.split(values, rows.starts[1:])
     return rows.counts.astype(np.float64), np.stack([p.sum(0) for p in parts]), np.stack([p.T @ p for p in parts])

@@ -7,9 +7,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from neuromf.config import Evaluate
 from neuromf.evaluation import frechet
 from neuromf.evaluation.features import Rows, one_row_each
-from neuromf.evaluation.frechet import extrapolated_frechet, frechet_bootstrap, frechet_distance
+from neuromf.evaluation.frechet import frechet_bootstraps, frechet_distance
 
 
 def scipy_frechet(x, y):
@@ -65,7 +66,7 @@ def slices(seed, scans, each, dims, shift=0.0):
 def test_intervals_hold_the_value_repeat_and_shrink_with_scans(settings):
     def estimate(n):
         x, y = one_row_each(features(0, n, 8)), one_row_each(features(1, n, 8, shift=0.5))
-        return frechet_bootstrap(x, y, settings).estimate(settings)
+        return frechet_bootstraps(x, y, settings)[0].estimate(settings)
 
     few, many = estimate(12), estimate(120)
     assert few.low <= few.value <= few.high and few.n == 12
@@ -75,9 +76,9 @@ def test_intervals_hold_the_value_repeat_and_shrink_with_scans(settings):
 
 def test_slices_have_the_value_of_all_rows_and_intervals_of_scans(settings):
     x, y = slices(0, 12, 5, 10), slices(1, 12, 5, 10, shift=0.5)
-    grouped = frechet_bootstrap(x, y, settings).estimate(settings)
+    grouped = frechet_bootstraps(x, y, settings)[0].estimate(settings)
     assert grouped.value == frechet_distance(x.values, y.values) and grouped.low <= grouped.value <= grouped.high
-    alone = frechet_bootstrap(one_row_each(x.values), one_row_each(y.values), settings).estimate(settings)
+    alone = frechet_bootstraps(one_row_each(x.values), one_row_each(y.values), settings)[0].estimate(settings)
     assert alone.value == grouped.value and grouped.high - grouped.low > 1.3 * (alone.high - alone.low)
 
 
@@ -90,9 +91,9 @@ def test_resamples_in_leading_components_are_those_of_all_features(dims, monkeyp
                            for rows, c in ((x, w[i]), (y, v[i]))))
         for i in range(2)
     ]  # fmt: skip
-    assert frechet._leading_frechet(x, y, w, v) == pytest.approx(expected, rel=1e-5)  # 33 rows: all is in 64 components
+    assert frechet._drawn(x, y)(w, v) == pytest.approx(expected, rel=1e-5)  # 33 rows: all is in 64 components
     monkeypatch.setattr(frechet, "LEADING", 3)
-    assert (frechet._leading_frechet(x, y, w, v) < expected).all()
+    assert (frechet._drawn(x, y)(w, v) < expected).all()
 
 
 def test_extrapolation_takes_away_the_bias_of_few_scans(settings):
@@ -101,18 +102,36 @@ def test_extrapolation_takes_away_the_bias_of_few_scans(settings):
     ]
     truth = 6 * 0.3**2
     plain = np.mean([frechet_distance(x.values, y.values) for x, y in few])
-    extrapolated = np.mean([extrapolated_frechet(x, y, settings).value for x, y in few])
+    extrapolated = np.mean([frechet_bootstraps(x, y, settings)[1].value for x, y in few])
     assert abs(extrapolated - truth) < 0.5 * abs(plain - truth)
-    found = extrapolated_frechet(*few[0], settings)
-    assert found == extrapolated_frechet(*few[0], settings) and found.draws is None and found.n == 40
-    assert extrapolated_frechet(one_row_each(features(0, 3, 6)), few[0][1], settings).value is None
+    three = one_row_each(features(0, 3, 6))
+    assert frechet_bootstraps(three, few[0][1], settings)[1].value is None
+
+
+@pytest.mark.parametrize("n", [21, 40])
+def test_the_extrapolated_distances_interval_holds_the_truth(n):
+    """Its width is that of the distance itself and of the line: few scans of two Gaussians 0.74 apart."""
+    few, truth, held = Evaluate(bootstrap=200), 6 * 0.35**2, []
+    for i in range(60):
+        x, y = one_row_each(features(2 * i, n, 6)), one_row_each(features(2 * i + 1, n, 6, shift=0.35))
+        found = frechet_bootstraps(x, y, few)[1].estimate(few)
+        assert found.low <= found.value <= found.high
+        held.append(found.low <= truth <= found.high)
+    assert np.mean(held) >= 0.88
+
+
+def test_halves_share_out_what_a_resample_draws():
+    counts = np.array([[2, 0, 1, 3, 0, 0.0], [1, 1, 1, 2, 1, 0]])
+    one, other = frechet._halves(counts, np.random.default_rng(0))
+    assert (one + other == counts).all() and (one >= 0).all() and (one.sum(1) == 3).all()
 
 
 def test_resampled_distance_equals_the_distance_of_the_repeated_rows():
     x, y = features(0, 6, 5), features(1, 5, 5, shift=0.2)
-    w, v = np.array([[2, 0, 1, 3, 0, 0.0]]), np.array([[1, 1, 0, 2, 1.0]])
-    expected = frechet_distance(np.repeat(x, w[0].astype(int), axis=0), np.repeat(y, v[0].astype(int), axis=0))
-    assert frechet._weighted_frechet(x, y, w, v)[0] == pytest.approx(expected)
+    w, v = np.array([[2, 0, 1, 3, 0, 0.0], [1, 0, 1, 1, 0, 0]]), np.array([[1, 1, 0, 2, 1.0], [0, 1, 0, 1, 0]])
+    for found, one, other in zip(frechet._weighted_frechet(x, y, w, v), w, v, strict=True):
+        expected = frechet_distance(np.repeat(x, one.astype(int), axis=0), np.repeat(y, other.astype(int), axis=0))
+        assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shapes", [((1, 4), (5, 4)), ((5, 4), (5, 3)), ((5,), (5, 3))])
