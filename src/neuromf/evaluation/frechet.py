@@ -101,7 +101,7 @@ def _drawn(x: Rows, y: Rows) -> Callable[[Array, Array], Array]:
     if max(len(x.values), len(y.values)) <= _EXACT_ROWS and (x.counts == 1).all() and (y.counts == 1).all():
         return partial(_weighted_frechet, *_pair(x.values, y.values))
     project = _leading_components(x.values, y.values)
-    return partial(_frechet_of_moments, *(_scan_moments(rows, project(rows.values)) for rows in (x, y)))
+    return partial(_frechet_of_moments, _scan_moments(x, project(x.values)), _scan_moments(y, project(y.values)))
 
 
 def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
@@ -153,9 +153,7 @@ def _frechet_of_moments(x: Moments, y: Moments, w: Array, v: Array) -> Array:
     draws = []
     for first in range(0, len(w), _RESAMPLES_AT_ONCE):
         chosen = slice(first, first + _RESAMPLES_AT_ONCE)
-        (mean_x, cov_x), (mean_y, cov_y) = (
-            _weighted_moments(*one, counts[chosen]) for one, counts in ((x, w), (y, v))
-        )
+        (mean_x, cov_x), (mean_y, cov_y) = (_weighted_moments(*one, counts[chosen]) for one, counts in ((x, w), (y, v)))
         values, vectors = np.linalg.eigh(cov_x)
         root = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
         cross = np.linalg.eigvalsh(root.transpose(0, 2, 1) @ cov_y @ root)
