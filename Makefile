@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTHON_SOURCES := src workflow_scripts tests benchmarks
 
-.PHONY: install demo test slurm check lock generated clean
+.PHONY: install demo test test-units test-workflow slurm check lock generated clean
 
 install: $(INSTALLED)
 
@@ -22,13 +22,21 @@ demo: install
 	$(BIN)/snakemake
 	@echo "The report: results/releases/demo/report/index.html"
 
-test: install
-	$(BIN)/python -m pytest
+# Side by side, since neither keeps two cores busy: units on one thread, the workflow's jobs beside them. What each said comes
+# when it has ended.
+test: install slurm
+	$(MAKE) --jobs=2 --output-sync=target test-units test-workflow
 
-# NEUROMF_SLURM=1 tests/workflow/test_slurm.py starts a Slurm of its own: its packages, where this is root on Debian or Ubuntu
+test-units: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
+
+test-workflow: install
+	$(BIN)/python -m pytest tests/workflow
+
+# tests/workflow/test_slurm.py starts a Slurm of its own: its packages, where this is root on Debian or Ubuntu
 slurm:
 	@{ command -v slurmctld && command -v munged; } >/dev/null || \
-		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		{ [ "$$(id -u)" = 0 ] && apt-get update -qq -o Acquire::http::Timeout=20 && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends slurm-wlm munge >/dev/null; } || \
 		echo "No Slurm here and none installed (Debian or Ubuntu, as root: apt-get install slurm-wlm munge): its test is skipped"
 

@@ -39,10 +39,6 @@ pytestmark = pytest.mark.timeout(PATIENCE + 100)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    if (
-        "NEUROMF_SLURM" not in os.environ
-    ):  # 5 to 15 minutes, and not yet passed from its start to its end (docs/cluster.md)
-        pytest.skip("starts a Slurm of one node and takes minutes: set NEUROMF_SLURM=1, as root")
     try:
         with running_slurm() as cluster:
             yield cluster
