@@ -64,13 +64,13 @@ class Project:
             assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
         return done
 
-    def snakemake_killed(self, when: str, *, with_jobs: bool = False, timeout: float = 600) -> None:
-        """Start the workflow and SIGKILL it as soon as a file of a glob pattern exists, its jobs too if asked."""
+    def snakemake_killed(self, when: str | float, *, with_jobs: bool = False, timeout: float = 600) -> None:
+        """Start the workflow and SIGKILL it (its jobs too): when a file of a glob pattern exists, or after seconds."""
         log = self.folder / "killed.log"
         process = self.started(log)
-        deadline = time.monotonic() + timeout
-        while not any(self.folder.glob(when)):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        began = time.monotonic()
+        while not any(self.folder.glob(when)) if isinstance(when, str) else time.monotonic() < began + when:
+            assert process.poll() is None and time.monotonic() < began + timeout, log.read_text()
             time.sleep(0.02)
         if with_jobs:
             os.killpg(process.pid, signal.SIGKILL)

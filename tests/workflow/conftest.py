@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from builders import BROKEN, REDONE, RUNS, SCANS, Project, write_scan
 from neuromf import tables
 
 MANIFESTS = "results/cohorts/study/preprocessed/manifests"
-KILLED_AT = (  # the moment each of these appears, at the first run and at each that goes on
+KILLED_AT = (  # the moment each of these appears, and a random one before it; each call goes on
     "results/cohorts/study/preprocessed/sub-p03/anat/*desc-brain_T1w.nii.gz",  # amid a shard
     f"{MANIFESTS}/bias_correct/shard-0000.tsv",
     "results/cohorts/study/latents/smoke/shard-0000.safetensors",  # written, its manifest not yet
@@ -74,9 +75,13 @@ def finished(tmp_path_factory, bids) -> Project:
     project.configure(preset="smoke", release="first", runs=RUNS, max_failed_fraction=0.5)
     seen: dict[str, int] = {}
     redone: list[str] = []
+    chance = random.Random(0)
     for number, moment in enumerate(KILLED_AT):
-        project.snakemake_killed(when=moment, with_jobs=number % 2 == 0)
-        redone += note_finished(project, seen)
+        for by_chance in (True, False):
+            past = any(project.folder.glob(moment))
+            when = chance.uniform(1, 12) if by_chance or past else moment
+            project.snakemake_killed(when, with_jobs=number % 2 == 0)
+            redone += note_finished(project, seen)
     project.snakemake()
     redone += note_finished(project, seen)
     (project.folder / REDONE).write_text(json.dumps({"finished": sorted(seen), "redone": redone}))
