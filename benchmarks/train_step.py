@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from neuromf.config import Network
 from neuromf.device import choose_device
 from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, interpolate
+from neuromf.flow.compiled import whole_graph
 from neuromf.flow.path import expand
 from neuromf.tables import write_json
 
@@ -89,8 +91,11 @@ def straightforward(network: MeanFlowUNet, z0: Tensor, noise: Tensor, r: Tensor,
     return sum((x / (x.detach() + 0.01)).mean() for x in lp)  # type: ignore[return-value]
 
 
-def make_step(name: str, network: MeanFlowUNet, rows: int, side: int, precision: str) -> Callable[[], None]:
+def make_step(
+    name: str, network: MeanFlowUNet, rows: int, side: int, precision: str, way: str = "plain"
+) -> Callable[[], None]:
     settings, equal = STEPS[name]
+    how = {"wrap": cache(whole_graph)} if way == "compile" else {}
     device = next(network.parameters()).device
     batch = make_batch(rows, side, equal, device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
@@ -100,7 +105,7 @@ def make_step(name: str, network: MeanFlowUNet, rows: int, side: int, precision:
             if settings is None:
                 loss = straightforward(network, *batch)
             else:
-                loss = MeanFlowObjective(**settings)(network, *batch).loss  # type: ignore[arg-type]
+                loss = MeanFlowObjective(**settings, **how)(network, *batch).loss  # type: ignore[arg-type]
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -131,7 +136,7 @@ def peak_memory(name: str, way: str, arguments: argparse.Namespace, device: torc
     """Return the bytes that one step takes, of a second one after a warm-up of the optimiser's state."""
     if device.type == "cuda":
         network = make_network(arguments.network, device, way)
-        step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
+        step = make_step(name, network, arguments.rows, arguments.side, arguments.precision, way)
         step()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -148,7 +153,7 @@ def memory_here(name: str, way: str, arguments: argparse.Namespace) -> float:
     """Return the growth of this process's peak resident memory by one step, in bytes."""
     network = make_network(arguments.network, torch.device("cpu"), way)
     make_step(name, network, 4, 8, arguments.precision)()  # loads libraries and makes the optimiser's state
-    step = make_step(name, network, arguments.rows, arguments.side, arguments.precision)
+    step = make_step(name, network, arguments.rows, arguments.side, arguments.precision, way)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
     before = resident("VmRSS")
     step()
@@ -191,7 +196,7 @@ def main() -> None:
         for name in (STEPS if way == "plain" else TWICE)
     }
     given = (arguments.rows, arguments.side, arguments.precision)
-    steps = {what: make_step(name, networks[way], *given) for what, (name, way) in whats.items()}
+    steps = {what: make_step(name, networks[way], *given, way) for what, (name, way) in whats.items()}
     clock = time.process_time if arguments.processor_time else time.perf_counter
     times, firsts = seconds(steps, arguments.repeats, clock)
     memory = {what: peak_memory(name, way, arguments, device) for what, (name, way) in whats.items()}

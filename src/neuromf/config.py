@@ -364,7 +364,8 @@ class Train(Section):
         False, "Recompute activations in the backward pass: less memory, a third to a half more time, the same weights"
     )
     compile: bool = setting(
-        False, "Compile the network's passes with torch.compile, which takes minutes at the start; rounding changes"
+        False,
+        "Compile the training step's passes with torch.compile, which takes minutes at the start; rounding changes",
     )
     warm_start: str | None = setting(
         None,

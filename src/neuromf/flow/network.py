@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd import forward_ad
 
 from neuromf.config import Network
 from neuromf.flow import tangent
+from neuromf.flow.compiled import whole_graph
 from neuromf.flow.recompute import recompute
 from neuromf.flow.tangent import Pair
 
@@ -24,7 +26,6 @@ LOWEST_FREQUENCY, HIGHEST_FREQUENCY = math.pi, 16 * math.pi
 MAISI_TIMESTEPS, MAISI_LONGEST_PERIOD = 1000, 10_000  # of MONAI's `get_timestep_embedding`, as NV-Generate calls it
 
 PASSES = ("forward", "with_tangent", "heads", "heads_with_tangent")
-MOST_GRAPHS = 32  # of one compiled pass: training and validation, with and without a graph, whole and last batches
 
 
 def maisi_options(config: Network, channels: int) -> dict[str, Any]:
@@ -180,15 +181,14 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
             if isinstance(block, (DiffusionUNetResnetBlock, SpatialAttentionBlock)):
                 recompute(block)
 
-    def compile_passes(self, backend: str = "inductor") -> None:
-        """Compile the passes, each as one whole graph for every shape and mode it meets, at its first call with them.
+    def compile_passes(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = whole_graph) -> None:
+        """Compile the passes, each as one whole graph.
 
         Parameters keep their names and may be loaded anew. A compiled network has no forward-mode derivative but
         `with_tangent`.
         """
-        how = {"fullgraph": True, "dynamic": False, "backend": backend, "recompile_limit": MOST_GRAPHS}
         for name in PASSES:
-            setattr(self, name, torch.compile(getattr(self, name), **how))  # type: ignore[call-overload]
+            setattr(self, name, wrap(getattr(self, name)))
 
     @staticmethod
     def _embed(layers: nn.Sequential, waves: Pair) -> Pair:

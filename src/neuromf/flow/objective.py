@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +25,10 @@ class ObjectiveOutput(NamedTuple):
     cosine: Tensor  # (), mean cosine between V (flow matching alone: ṽ) and v_c
     fm_rows: Tensor  # (B, C), mean |e_c|^p_c of ṽ − v_c in each row, without λ_c; NaN in rows that have no such term
     mf_rows: Tensor  # (B, C), likewise of V − v_c
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class MeanFlowObjective:
             beside the MeanFlow term (the other rows' ṽ is then computed without a graph, for the tangent).
         v_head: in variant ``imf``, ṽ is an output of the network's own (`AverageVelocity.heads`) instead of u(z, t, t); it
             comes with u, so that the flow-matching term costs no pass of its own.
+        wrap: what the two passes, each with its loss and all figures, are called through: `whole_graph` compiles them.
 
     Example:
         >>> objective = MeanFlowObjective(prediction="u")
@@ -72,6 +78,7 @@ class MeanFlowObjective:
     variant: Literal["imf", "meanflow", "rectified_flow"] = "imf"
     fm_rows: Literal["all", "r_equals_t"] = "all"
     v_head: bool = False
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_it_is
 
     def __post_init__(self) -> None:
         known = {
@@ -113,9 +120,12 @@ class MeanFlowObjective:
         mask = None if mask is None else mask.to(v_c).expand_as(v_c)
         imf, rows = self.variant == "imf", torch.arange(len(t), device=t.device)
         mf_weight = self.mf_weight if imf else 1.0
+        batch = _Batch(z_t, v_c, mask, r, t, rows)
+        without_interval = partial(self.wrap(MeanFlowObjective._without_interval), self, u)
+        with_interval = partial(self.wrap(MeanFlowObjective._with_interval), self, u)
         if self.variant == "rectified_flow" or mf_weight == 0:
-            fm = self._compare(self._without_interval(u, z_t, t)[1], v_c, mask, rows)
-            return _output(len(rows), self._weigh(fm.lp).mean(), fm, fm.where(rows < 0), fm.lp.new_full((), torch.nan))
+            _, fm, _ = without_interval(batch)
+            return _output(len(rows), fm.weighted.mean(), fm, fm.where(rows < 0), fm.lp.new_full((), torch.nan))
 
         if bool((r > t).any()):
             raise ValueError("r > t in some row; the flow runs from noise (t = 1) to data, so r <= t is needed")
@@ -126,39 +136,45 @@ class MeanFlowObjective:
 
         # First pass: ṽ where r = t, where it is V too, and of the other rows if the flow-matching term has them.
         first = rows if fm_everywhere and not self.two_heads else equal
-        u_t, v = self._without_interval(u, z_t[first], t[first])
-        fm = self._compare(v, v_c, mask, first)
-        mf = (self._compare(u_t, v_c, mask, first) if self.two_heads else fm).where((r == t)[first])
-        loss = fm_share * self._weigh(fm.lp).sum() + mf_share * self._weigh(mf.lp).sum()  # (12)
+        v, fm, mf = without_interval(batch.where(first))
+        mf = mf.where((r == t)[first])
+        loss = fm_share * fm.weighted.sum() + mf_share * mf.weighted.sum()  # (12)
         if not len(apart):
             return _output(len(rows), loss, fm, mf, loss.new_full((), torch.nan))
 
         # Second pass: u of the rows with r < t and du/dt beside it; with two heads ṽ too.
         loss = settled(loss, network)
-        z_t, r, t = z_t[apart], r[apart], t[apart]
+        batch = batch.where(apart)
         if not imf or self.tangent == "conditional":
-            tangent = v_c[apart]
+            tangent = batch.v_c
         elif first is rows:
-            tangent = v.detach()[apart]
+            tangent = v[apart]
         else:
-            tangent = _without_graph(lambda: u.heads(z_t, r, t)[1] if self.two_heads else u(z_t, t, t))
-        u_t, v, du_dt = self._with_derivative(u, z_t, r, t, tangent)  # (8)
-        V = u_t + expand(t - r, z_t) * du_dt  # (9)
-        apart_mf = self._compare(V, v_c, mask, apart)
-        loss = loss + mf_share * self._weigh(apart_mf.lp).sum()  # (12)
+            z, r, t = batch.z, batch.r, batch.t
+            tangent = _without_graph(lambda: u.heads(z, r, t)[1] if self.two_heads else u(z, t, t))
+        apart_fm, apart_mf, jvp_norm = with_interval(batch, tangent)
+        loss = loss + mf_share * apart_mf.weighted.sum()  # (12)
         if self.two_heads and fm_everywhere:
-            apart_fm = self._compare(v, v_c, mask, apart)
-            loss, fm = loss + fm_share * self._weigh(apart_fm.lp).sum(), fm.and_(apart_fm)
-        return _output(len(rows), loss, fm, mf.and_(apart_mf), du_dt.square().mean().sqrt())
+            loss, fm = loss + fm_share * apart_fm.weighted.sum(), fm.and_(apart_fm)
+        return _output(len(rows), loss, fm, mf.and_(apart_mf), jvp_norm)
 
-    def _without_interval(self, u: AverageVelocity, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u(z, t, t) and ṽ, which are one without a head for ṽ; equation (7)."""
+    def _without_interval(self, u: AverageVelocity, batch: _Batch) -> tuple[Tensor, _Rows, _Rows]:
+        """Return ṽ without graph, and ṽ and u(z, t, t), which is V where r = t, beside v_c; equation (7)."""
+        z, t = batch.z, batch.t
         if not len(t):
-            return z, z
-        if self.two_heads:
-            return u.heads(z, t, t)
-        v = u(z, t, t)
-        return v, v
+            u_t = v = z
+        elif self.two_heads:
+            u_t, v = u.heads(z, t, t)
+        else:
+            u_t = v = u(z, t, t)
+        fm = self._compare(v, batch)
+        return v.detach(), fm, self._compare(u_t, batch) if self.two_heads else fm
+
+    def _with_interval(self, u: AverageVelocity, batch: _Batch, tangent: Tensor) -> tuple[_Rows, _Rows, Tensor]:
+        """Return the second head's ṽ (without one V) and V beside v_c, and the root mean square of du/dt."""
+        u_t, v, du_dt = self._with_derivative(u, batch.z, batch.r, batch.t, tangent)  # (8)
+        mf = self._compare(u_t + expand(batch.t - batch.r, batch.z) * du_dt, batch)  # (9)
+        return self._compare(v, batch) if self.two_heads else mf, mf, du_dt.square().mean().sqrt()
 
     def _with_derivative(
         self, u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, dz: Tensor
@@ -179,12 +195,11 @@ class MeanFlowObjective:
         u_t, v = u.heads(z, r, t) if self.two_heads else (u(z, r, t),) * 2
         return u_t, v, (ahead - behind) / (2 * step)
 
-    def _compare(self, prediction: Tensor, v_c: Tensor, mask: Tensor | None, rows: Tensor) -> _Rows:
-        """Compare the velocities of some rows with v_c of the batch."""
-        target = v_c[rows]
-        lp, channels = self._lp(prediction - target, None if mask is None else mask[rows])
-        cosine = torch.cosine_similarity(prediction.detach().flatten(1), target.flatten(1))
-        return _Rows(rows, lp, channels, cosine)
+    def _compare(self, prediction: Tensor, batch: _Batch) -> _Rows:
+        """Compare velocities with v_c."""
+        lp, channels = self._lp(prediction - batch.v_c, batch.mask)
+        cosine = torch.cosine_similarity(prediction.detach().flatten(1), batch.v_c.flatten(1))
+        return _Rows(batch.place, lp, self._weigh(lp), channels, cosine)
 
     def _lp(self, error: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return L_p = Σ_c λ_c · mean_space |e_c|^p_c of each sample, (B,), (10), and without λ_c per channel, (B, C)."""
@@ -212,11 +227,27 @@ class MeanFlowObjective:
         return lp / (lp.detach() + self.norm_eps) ** self.norm_p if self.adaptive else lp
 
 
+class _Batch(NamedTuple):
+    """What some rows of a batch are computed from."""
+
+    z: Tensor  # (n, C, …), z_t
+    v_c: Tensor  # (n, C, …)
+    mask: Tensor | None  # (n, C, …)
+    r: Tensor  # (n,)
+    t: Tensor  # (n,)
+    place: Tensor  # (n,), in the batch
+
+    def where(self, chosen: Tensor) -> _Batch:
+        mask = None if self.mask is None else self.mask[chosen]
+        return _Batch(self.z[chosen], self.v_c[chosen], mask, self.r[chosen], self.t[chosen], self.place[chosen])
+
+
 class _Rows(NamedTuple):
     """Figures of some rows of a batch."""
 
     place: Tensor  # (n,), in the batch
     lp: Tensor  # (n,), with its graph
+    weighted: Tensor  # (n,), with its graph, by the adaptive weight
     channels: Tensor  # (n, C), mean |e_c|^p_c
     cosine: Tensor  # (n,)
 

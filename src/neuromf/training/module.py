@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import lightning
@@ -15,6 +16,7 @@ from torch.utils.data import Sampler
 
 from neuromf.config import Config, Flow, Times
 from neuromf.flow import MeanFlowObjective, MeanFlowUNet, ObjectiveOutput, TimeSampler
+from neuromf.flow.compiled import whole_graph
 from neuromf.training.augment import augment
 from neuromf.training.ranks import joint, place, shared
 from neuromf.training.spatial_mask import draw_mask
@@ -75,9 +77,10 @@ class FlowModule(lightning.LightningModule):
             self.network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
         if config.train.checkpointing:
             self.network.recompute_activations()
-        if config.train.compile:
-            self.network.compile_passes()
         self.objective = build_objective(config.flow)
+        if config.train.compile:
+            self.network.compile_passes(whole_graph)
+            self.objective = replace(self.objective, wrap=cache(whole_graph))
         self.times = build_time_sampler(config.flow.times)
         self.update = 0
         self.output: ObjectiveOutput | None = None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from functools import cache, partial
 from typing import Any, Literal
 
 import pytest
@@ -10,6 +11,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
 from neuromf.config import Network
 from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, TimeSampler, tangent
+from neuromf.flow.compiled import whole_graph
 from neuromf.flow.network import Waves
 from neuromf.flow.tangent import Pair
 
@@ -22,6 +24,7 @@ MIDDLE = Network(
     norm_groups=8,
 )
 JVPS: tuple[Literal["exact", "finite_difference"], ...] = ("exact", "finite_difference")
+TRACED = partial(whole_graph, backend="aot_eager")  # the tracer with autograd's graphs; inductor takes minutes
 OUT = ("out.0.weight", "out.0.bias", "out.2.conv.weight", "out.2.conv.bias")
 
 
@@ -203,17 +206,32 @@ def loss_and_gradient(network: MeanFlowUNet, **how: Any) -> tuple[torch.Tensor, 
     return loss.detach(), torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("recomputing", [False, True])
-def test_compiled_passes_are_whole_graphs_with_the_same_gradients(unet: MeanFlowUNet, recomputing: bool) -> None:
+@pytest.mark.parametrize(
+    ("recomputing", "objective"),
+    [(True, {}), (False, {"fm_rows": "r_equals_t", "p": (1.5, 2, 2, 2)}), (True, {"variant": "rectified_flow"})],
+)
+def test_a_compiled_step_is_whole_graphs_with_the_same_loss_and_gradients(
+    unet: MeanFlowUNet, recomputing: bool, objective: dict[str, Any]
+) -> None:
     compiled = copy.deepcopy(unet)
     if recomputing:
         compiled.recompute_activations()
-    compiled.compile_passes("aot_eager")
+    compiled.compile_passes(TRACED)
     assert compiled.state_dict().keys() == unet.state_dict().keys()
-    loss, gradient = loss_and_gradient(unet)
-    its_loss, its_gradient = loss_and_gradient(compiled)
+    loss, gradient = loss_and_gradient(unet, **objective)
+    its_loss, its_gradient = loss_and_gradient(compiled, **objective, wrap=cache(TRACED))
     torch.testing.assert_close(its_loss, loss, rtol=1e-5, atol=0)
     assert float((its_gradient - gradient).norm() / gradient.norm()) < 1e-5
+
+
+def test_a_compiled_step_is_compiled_once(unet: MeanFlowUNet) -> None:
+    """Neither other data nor the weight of the MeanFlow term, which may rise in the course of a run, compile it anew."""
+    unet.compile_passes(TRACED)
+    wrap = cache(TRACED)
+    loss_and_gradient(unet, wrap=wrap)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for weight in (0.25, 0.5):
+            loss_and_gradient(unet, wrap=wrap, mf_weight=weight)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles with a C++ compiler")
@@ -241,7 +259,7 @@ def test_a_compiled_network_takes_other_weights_and_back() -> None:
     """As validation swaps the averaged weights in."""
     level = Network(channels=(4,), attention=(False,), head_channels=(4,), residual_blocks=1, norm_groups=2)
     plain, compiled = MeanFlowUNet(level), MeanFlowUNet(level)
-    compiled.compile_passes("aot_eager")
+    compiled.compile_passes(TRACED)
     own = {name: torch.randn_like(value) for name, value in plain.state_dict().items()}
     other = {name: torch.randn_like(value) for name, value in own.items()}
     z, _, r, t = batch()

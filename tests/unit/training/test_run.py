@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partialmethod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from training_moments import at_update
 
 from neuromf.config import Config, validate
-from neuromf.flow import MeanFlowUNet
+from neuromf.flow.compiled import whole_graph
 from neuromf.tensors import tensors_sha256
 from neuromf.training import logbook, validation
 from neuromf.training.checkpoint import CheckpointError, load_model
@@ -449,8 +449,8 @@ def test_recomputed_activations_change_no_weight_and_no_checkpoint(
 
 
 def test_a_compiled_run_trains_and_validates_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    traced = partialmethod(MeanFlowUNet.compile_passes, "aot_eager")  # inductor takes minutes
-    monkeypatch.setattr(MeanFlowUNet, "compile_passes", traced)
+    traced = partial(whole_graph, backend="aot_eager")  # inductor takes minutes
+    monkeypatch.setattr("neuromf.training.module.whole_graph", traced)
     level = {"channels": [4], "attention": [False], "head_channels": [0]}
     for name in ("plain", "compiled"):
         train(tmp_path / name, config(network=level, train={"updates": 1, "compile": name == "compiled"}))
