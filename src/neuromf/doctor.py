@@ -35,7 +35,9 @@ from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
 
 Status = Literal["ok", "warning", "blocker"]
 Floats = NDArray[np.float64]
-CUDA_BYTES = 2**30  # of CUDA's context, cuDNN and the allocator's gaps: an allowance, not measured here
+# Of the libraries: on a CPU what a training's process takes before its first update; on a GPU an allowance for CUDA's
+# context, cuDNN and the allocator's gaps, which was not measured.
+LIBRARY_BYTES = 2**30
 CPU_FACTOR = 2  # what passes take of a CPU's memory over what their tensors need (benchmarks/memory.py)
 NEARLY = 0.8  # of what there is: more is a warning
 LOOKED_AT = 32  # scans whose size is looked at before any was conformed
@@ -205,10 +207,11 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
         settings = patient.config.for_run(run)
         memory = training_memory(settings)
         if gpus:
-            needed, there = memory.bytes + CUDA_BYTES, min(one.memory_bytes for one in gpus)
+            needed, there = memory.bytes + LIBRARY_BYTES, min(one.memory_bytes for one in gpus)
             where = f"of {size(there)} on the GPU"
         else:
-            needed, there = memory.states + CPU_FACTOR * memory.working, psutil.virtual_memory().total
+            needed = memory.states + CPU_FACTOR * memory.working + LIBRARY_BYTES
+            there = psutil.virtual_memory().total
             where = f"of {size(there)} in this machine"
         found = (
             f"training {run} ({memory.parameters / 1e6:.1f} M parameters, {settings.train.batch_size} latents) takes"

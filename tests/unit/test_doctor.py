@@ -101,8 +101,8 @@ def test_memory_of_the_device_against_that_of_a_training(monkeypatch: pytest.Mon
     has_memory = {"total": 8 * 2**30}
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(**has_memory))
     found = only(doctor.check_memory(patient()))
-    assert found.status == "ok" and "takes 5.0 GiB of 8.0 GiB in this machine" in found.found, "working memory twice"
-    has_memory["total"] = 6 * 2**30
+    assert found.status == "ok" and "takes 6.0 GiB of 8.0 GiB in this machine" in found.found, "working memory twice"
+    has_memory["total"] = 7 * 2**30
     assert only(doctor.check_memory(patient())).status == "warning"
     has_memory["total"] = 4 * 2**30
     found = only(doctor.check_memory(patient()))
