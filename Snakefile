@@ -49,6 +49,7 @@ onstart:
     check_job_arrays()
     keep_trained_models()
     record_use_of_cohorts()
+    keep_gate_tables()
 
 
 rule all:

@@ -12,7 +12,7 @@ from neuromf.lock import remove_stale_locks
 from neuromf.planning.jobs import planned_jobs, write_call
 from neuromf.planning.retraining import keep_replaced
 from neuromf.provenance import code_hash
-from neuromf.shards import lost_note, note_lost_files
+from neuromf.shards import bring_back_table, keep_table, lost_note, note_lost_files
 from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent
@@ -24,6 +24,7 @@ COHORTS = {
 }
 RELEASE_FOLDER = f"results/releases/{CONFIG.release}"
 CODEC_FOLDER = f"results/codecs/{CONFIG.codec.name}"
+CODEC_GATE = f"{RELEASE_FOLDER}/evaluation/codec_gate.tsv"
 STAGES = ("skull_strip", "bias_correct", "conform")
 MANIFEST = "results/cohorts/{cohort}/preprocessed/manifests/{stage}/shard-{shard}.tsv"
 CONFORMED = MANIFEST.replace("{stage}", "conform")
@@ -41,6 +42,7 @@ wildcard_constraints:
 
 
 ALONE = workflow.is_main_process and remove_stale_locks(Path(".snakemake"))
+os.environ.update(NEUROMF_WORKFLOW=str(os.getpid()))  # jobs end with it
 if plan := os.environ.get("NEUROMF_PLAN"):  # `neuromf plan` asks what this dry run would do
     atexit.register(write_call, Path(plan), workflow, CONFIG.model_dump(mode="json"))
 
@@ -96,6 +98,12 @@ CPU_JOB = {"mem_mb": grows(4000), "runtime": grows(120)}
 NETWORK_JOB = {"mem_mb": grows(6000), "runtime": grows(120), "gpu": 0 if CONFIG.device == "cpu" else 1}
 
 
+def network_threads():
+    """Threads of a network's job: it leaves the cores' shares of the other GPUs to the jobs that these compute for."""
+    gpus, cores = (workflow.global_resources.get(name).value for name in ("gpu", "_cores"))
+    return max(1, min(32, cores // gpus)) if gpus and cores and NETWORK_JOB["gpu"] else 32
+
+
 # --- cohorts and shards ---------------------------------------------------------------------------------------------
 
 
@@ -103,14 +111,20 @@ def used_rows(cohort):
     return Path(f"results/cohorts/{cohort}/rows_in_use.txt")
 
 
+def used_shard_size(cohort):
+    return Path(f"results/cohorts/{cohort}/shard_size_in_use.txt")
+
+
 for name in COHORTS:
     tables.check_append_only(Path(f"config/cohorts/{name}.tsv"), COHORTS[name].scans, used_rows(name))
+    tables.check_shard_size(name, CONFIG.shard_size, used_shard_size(name))
 tables.check_release(Path(RELEASE_TABLE), RELEASE, COHORTS)
 
 
 def record_use_of_cohorts():
     for name in COHORTS:
         tables.record_use(COHORTS[name].scans, used_rows(name))
+        tables.write_text(used_shard_size(name), f"{CONFIG.shard_size}\n")
 
 
 def shards(cohort):
@@ -196,6 +210,19 @@ def quality_gates(wildcards=None):
     return [ancient(failed_table(cohort)) for cohort in COHORTS]
 
 
+GATE_TABLES = [Path(CODEC_GATE), *(Path(failed_table(cohort)) for cohort in COHORTS)]
+
+
+def keep_gate_tables():
+    for table in GATE_TABLES:
+        keep_table(table)
+
+
+if ALONE:
+    for table in GATE_TABLES:
+        bring_back_table(table)
+
+
 def trained_codec(wildcards=None):
     """The codec's weights as an input, where a rule makes them."""
     return f"{CODEC_FOLDER}/codec.safetensors" if CONFIG.codec.weights == "trained" else []
@@ -220,10 +247,11 @@ CODE = {
     "statistics": code("latent_statistics", "neuromf.latents.statistics:compute_statistics"),
     "train": code("train", "neuromf.training.run:train_run"),
 }
+PHANTOMS = any(cohort.source == "phantom" for cohort in COHORTS.values())
 PREPROCESSING = [
     CONFIG.preprocess.model_dump(mode="json"),
-    CONFIG.phantom.model_dump(mode="json") if any(c.source == "phantom" for c in COHORTS.values()) else None,
-    [CODE[stage] for stage in ("phantom", *STAGES)],
+    CONFIG.phantom.model_dump(mode="json") if PHANTOMS else None,
+    [CODE[stage] for stage in ("phantom", *STAGES) if PHANTOMS or stage != "phantom"],
 ]
 PREPROCESSED_BY = tables.content_hash([tables.file_sha256(Path(RELEASE_TABLE)), *PREPROCESSING])
 # A codec of one's own is trained once, on the release that first asks for it, and frozen: a later release takes it as it
@@ -268,7 +296,7 @@ def trained_by(wildcards):
 
 def passed_gate(wildcards):
     """The codec gate's table: before a training, and no reason to train again."""
-    return settled([f"{RELEASE_FOLDER}/evaluation/codec_gate.tsv"], "train", wildcards, trained_by(wildcards))
+    return settled([CODEC_GATE], "train", wildcards, trained_by(wildcards))
 
 
 def training_limits(wildcards):
@@ -280,6 +308,10 @@ def training_limits(wildcards):
 def training_devices(wildcards):
     """Processes of the run's training."""
     return CONFIG.for_run(wildcards.run).train.devices
+
+
+def training_gpus(wildcards):
+    return NETWORK_JOB["gpu"] * training_devices(wildcards)
 
 
 def warm_start(wildcards):

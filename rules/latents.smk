@@ -19,7 +19,7 @@ if CONFIG.codec.weights == "trained" and not codec_is_made():
             f"results/benchmarks/train_codec/{CONFIG.codec.name}.tsv"
         conda:
             "../envs/neuromf.yaml"
-        threads: 32
+        threads: network_threads()
         resources:
             **NETWORK_JOB,
             stamp=CODEC_STAMP,
@@ -48,7 +48,7 @@ rule encode:
         "results/benchmarks/encode/{cohort}-{codec}-{shard}.tsv"
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: network_threads()
     resources:
         **NETWORK_JOB,
         device=CONFIG.device,
@@ -125,7 +125,7 @@ rule validate_codec:
         f"results/benchmarks/validate_codec/{CONFIG.release}.tsv"
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: network_threads()
     resources:
         **NETWORK_JOB,
         stamp=stamp("validate_codec"),
@@ -146,7 +146,7 @@ rule codec_gate:
         f"{RELEASE_FOLDER}/evaluation/codec.json",
     output:
         report(
-            f"{RELEASE_FOLDER}/evaluation/codec_gate.tsv",
+            CODEC_GATE,
             caption="../src/neuromf/paper/report/captions/codec_gate.rst",
             category="Codec",
         ),
@@ -161,6 +161,7 @@ rule codec_gate:
     params:
         gate=CONFIG.codec_gate.model_dump(mode="json"),
         settings=INTERVALS,
+        lost=lambda wildcards: lost_note(Path(CODEC_GATE)),
         code=code("codec_gate", "neuromf.evaluation.codec_gate:check_codec"),
     script:
         "../workflow_scripts/codec_gate.py"

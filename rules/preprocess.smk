@@ -88,5 +88,6 @@ rule check_failures:
         **CPU_JOB,
     params:
         max_failed_fraction=CONFIG.max_failed_fraction,
+        lost=lambda wildcards: lost_note(Path(failed_table(wildcards.cohort))),
     script:
         "../workflow_scripts/check_failures.py"

@@ -26,14 +26,15 @@ rule train:
     retries: retries(10)  # a long training leaves that many time limits of a queue; one that does not come further ends
     conda:
         "../envs/neuromf.yaml"
-    threads: 32
+    threads: lambda wildcards: network_threads() * training_devices(wildcards)
     resources:
         attempt=lambda wildcards, attempt: attempt,
         limits=training_limits,
         stamp=lambda wildcards: stamp("train", wildcards),
         mem_mb=training_memory,
         runtime="2d",
-        gpu=lambda wildcards: NETWORK_JOB["gpu"] * training_devices(wildcards),
+        gpu=training_gpus,
+        gpus_taken=training_gpus,  # Snakemake cuts `gpu` to what --resources allows
         device=CONFIG.device,
         weights_dir=weights_folder(),
         checkpoints=checkpoints,

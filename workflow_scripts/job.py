@@ -9,9 +9,11 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 SOURCES = Path(__file__).parents[1] / "src"
 sys.path.insert(0, str(SOURCES))  # the checkout whose workflow runs, also where packages alone are installed
@@ -23,14 +25,15 @@ from neuromf import gpu, tables
 @contextmanager
 def logged(snakemake: Any) -> Iterator[None]:
     """Log to the rule's log file; on the terminal an error shows as its message alone, the log has the traceback."""
-    threading.Thread(target=_end_with_workflow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_workflow, args=(int(os.environ["NEUROMF_WORKFLOW"]),), daemon=True).start()
     file = logging.FileHandler(snakemake.log[0], mode="w", encoding="utf-8")
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal], format="%(asctime)s %(levelname)s %(message)s")
     logging.captureWarnings(True)
     try:
-        gpu.claim(int(snakemake.resources.get("gpu", 0)))  # before anything loads PyTorch
+        resources = snakemake.resources
+        gpu.claim(int(resources.get("gpus_taken", resources.get("gpu", 0))))  # before anything loads PyTorch
         yield
         if made_from := snakemake.resources.get("stamp"):
             tables.write_text(Path(made_from), snakemake.params.upstream)
@@ -42,9 +45,14 @@ def logged(snakemake: Any) -> Iterator[None]:
 
 
 def _end_with_workflow(workflow: int) -> None:
-    """End this job when the workflow's process was killed: the next run starts the job again, and two must not write."""
-    while os.getppid() == workflow:
-        time.sleep(1)
+    """End this job when the workflow's process was killed: the next run starts the job again, and two must not write.
+
+    That process need not be the parent (a shell may stay between), and may be gone before this job looks for it.
+    """
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(workflow)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1)
     os._exit(1)
 
 

@@ -421,6 +421,9 @@ NO_RESULT = (
 )
 
 
+OF_A_RUN = ("flow", "network", "train")  # what a run may override, beside sample.nfe
+
+
 def deciding(config: Config) -> dict[str, Any]:
     """Return a configuration as JSON without the settings that change no result, of its runs too."""
 
@@ -603,6 +606,7 @@ def load(settings: Mapping[str, Any], presets: Path) -> Config:
     Raises:
         ConfigError: as `validate`, or a preset that does not exist.
     """
+    settings = _nulls(settings)
     preset = settings.get("preset")
     base: Mapping[str, Any] = {}
     if preset is not None:
@@ -633,12 +637,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _nulls(value: Any) -> Any:
+    """Return settings in which the text ``null`` is None: what `snakemake --config` nests, it reads as text."""
+    if isinstance(value, Mapping):
+        return {key: _nulls(one) for key, one in value.items()}
+    return None if value == "null" else value
+
+
 def _check_run(config: Config, run: str, overrides: Mapping[str, Any]) -> None:
     settings = overlay(config.model_dump(mode="json", exclude={"retrain"}), overrides) | {"runs": {run: {}}}
     try:
         Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError("\n".join(f"runs.{run}.{_explain(e)}" for e in error.errors())) from None
+    parts = [*overrides, *(f"sample.{key}" for key in overrides.get("sample", {}))]
+    if shared := [
+        part for part in parts if part.split(".")[0] not in OF_A_RUN and part not in ("sample", "sample.nfe")
+    ]:
+        raise ConfigError(
+            f"runs.{run}.{shared[0]}: all runs share this setting, so that they can be compared; set it beside `runs`. A"
+            f" run's own are {', '.join(OF_A_RUN)} and sample.nfe"
+        )
 
 
 def _explain(error: Any) -> str:

@@ -27,6 +27,7 @@ from neuromf import environment, gpu, meshnet
 from neuromf.codec.weights import perceptual_files, weights_path
 from neuromf.config import Codec, Config, Conform
 from neuromf.evaluation.extractors.published import WEIGHTS, weights_file
+from neuromf.evaluation.morphometry.synthseg import find_synthseg
 from neuromf.planning.plan import PlanError, make_plan, size
 from neuromf.preprocess.conform import share_outside
 from neuromf.preprocess.synthstrip import find_synthstrip
@@ -126,7 +127,10 @@ def load_config(workflow: Path, settings: Sequence[str]) -> Config:
         key, equals, value = one.partition("=")
         if not equals:
             raise configuration.ConfigError(f"{one!r} is no setting; write key=value, e.g. preset=methodology")
-        given = configuration.overlay(given, {key: yaml.safe_load(value)})
+        read = yaml.safe_load(value)
+        if key == "runs" and isinstance(read, dict):  # Snakemake adds them to the file's
+            read = configuration.overlay(given.get("runs", {}), read)
+        given = configuration.overlay(given, {key: read})
     return configuration.load(given, workflow / "config" / "presets")
 
 
@@ -210,7 +214,8 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
             needed, there = memory.bytes + LIBRARY_BYTES, min(one.memory_bytes for one in gpus)
             where = f"of {size(there)} on the GPU"
         else:
-            needed = memory.states + CPU_FACTOR * memory.working + LIBRARY_BYTES
+            each = memory.states + CPU_FACTOR * memory.working + LIBRARY_BYTES
+            needed = settings.train.devices * each  # its processes share the memory
             there = psutil.virtual_memory().total
             where = f"of {size(there)} in this machine"
         found = (
@@ -291,7 +296,8 @@ def check_field_of_view(patient: Patient) -> Iterator[Finding]:
 
 def check_disk(patient: Patient) -> Iterator[Finding]:
     """What the plan is expected to write fits on the disk."""
-    free = shutil.disk_usage(".").free
+    results = Path("results").resolve()  # which may lie on another disk
+    free = shutil.disk_usage(next(one for one in (results, *results.parents) if one.exists())).free
     arguments = ["--snakefile", str(patient.workflow / "Snakefile")]
     try:
         plan = make_plan([*arguments, *(["--config", *patient.settings] if patient.settings else [])])
@@ -328,6 +334,8 @@ def _weights(patient: Patient) -> Iterator[tuple[str, Callable[[], Path]]]:
     for extractor in config.evaluate.extractors:
         if extractor in WEIGHTS and not WEIGHTS[extractor].fetched:
             yield f"extractor {extractor}", partial(weights_file, extractor, folder)
+    if "synthseg" in config.evaluate.segmenters:
+        yield "segmenter synthseg", find_synthseg
     for network in (backend, *config.evaluate.segmenters):
         if network in meshnet.PUBLISHED:
             yield f"network {network}", partial(meshnet.find_weights, network, folder)

@@ -30,8 +30,9 @@ def locked_packages(lock: Path) -> dict[str, str]:
 
 
 def installed_packages() -> dict[str, str]:
-    """Return name -> version of every package that this Python finds."""
-    return {_normal(one.metadata["Name"]): one.version for one in importlib.metadata.distributions()}
+    """Return name -> version of every package that this Python imports: the first on its path of those of one name."""
+    found = [one for one in importlib.metadata.distributions() if one.name]  # the rest of a broken install has no name
+    return {_normal(one.name): one.version for one in reversed(found)}
 
 
 def needed_packages() -> set[str]:

@@ -10,7 +10,6 @@ import fcntl
 import logging
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-LOCKS = Path(tempfile.gettempdir()) / "neuromf-gpus"  # one folder for all users of the machine
+HIDDEN = ("", "-1")  # its values that leave no GPU
+LOCKS = Path("/tmp/neuromf-gpus")  # one folder for all users of the machine, whatever their TMPDIR
 _QUERY = ["nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits"]
 _SECONDS_BETWEEN_TRIES = 2.0
 _held: list[IO[str]] = []  # open files keep their locks until this process ends, however it ends
@@ -40,13 +42,20 @@ class Gpu:
 
 
 def installed_gpus() -> tuple[Gpu, ...]:
-    """Return the machine's NVIDIA GPUs, none where there is no driver; PyTorch is not loaded."""
+    """Return the machine's NVIDIA GPUs, none where there is no driver or all are hidden; PyTorch is not loaded."""
+    if os.environ.get(VISIBLE) in HIDDEN:
+        return ()
     try:
         done = subprocess.run(_QUERY, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-    return tuple(Gpu(uuid, name, int(mebibytes) * 2**20) for uuid, name, mebibytes in rows)
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 2]
+    return tuple(Gpu(uuid, name, _bytes(mebibytes)) for uuid, name, mebibytes in rows)
+
+
+def _bytes(mebibytes: str) -> int:
+    """Return a GPU's memory; the machine's, where they share it and the driver says [N/A]."""
+    return int(mebibytes) * 2**20 if mebibytes.isdigit() else psutil.virtual_memory().total
 
 
 def dealt_elsewhere() -> str:

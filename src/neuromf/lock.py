@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -13,19 +14,23 @@ def remove_stale_locks(folder: Path) -> bool:
     """Remove the lock files in ``folder``/locks that a killed workflow left, unless another one is alive.
 
     Snakemake's own locks are files that stay when its process is killed. The one taken here is of the operating system
-    and goes with the process, so holding it proves that no other workflow runs in this folder.
+    and goes with the process. Every workflow shares it for as long as it lives, a dry run too, and to get it for oneself
+    proves that no other one runs in this folder.
 
     Returns:
-        Whether no other workflow is alive.
+        Whether no other workflow is alive; False too where the file system has no such locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "neuromf.lock").open("w", encoding="utf-8")
+    file = (folder / "neuromf.lock").open("a+", encoding="utf-8")  # over NFS a shared lock needs the right to read
+    _held.append(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return False
-    _held.append(file)
-    for lock in (folder / "locks").glob("*.lock"):
-        lock.unlink(missing_ok=True)
-    return True
+    except OSError:
+        alone = False
+    else:
+        alone = True
+        for lock in (folder / "locks").glob("*.lock"):
+            lock.unlink(missing_ok=True)
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return alone

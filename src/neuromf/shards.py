@@ -154,6 +154,26 @@ def lost_note(manifest: Path) -> str:
     return note.read_text(encoding="utf-8") if note.is_file() else ""
 
 
+def keep_table(table: Path) -> None:
+    """Keep a hidden copy of a gate's table, which stays when Snakemake deletes the table (`bring_back_table`)."""
+    if table.is_file():
+        write_text(_copy(table), table.read_text(encoding="utf-8"))
+
+
+def bring_back_table(table: Path) -> None:
+    """Bring a gate's table back whose job failed, with a note (`lost_note`) that has the job run again.
+
+    Snakemake deletes it, and ancient() holds for files that exist only: once the job succeeds, all that follows would run.
+    """
+    if _copy(table).is_file() and not table.is_file():
+        write_text(_note(table), f"{time.time_ns()}\n{table.name}\n")
+        write_text(table, _copy(table).read_text(encoding="utf-8"))
+
+
+def _copy(table: Path) -> Path:
+    return table.with_name(f".{table.name}")
+
+
 def _note(manifest: Path) -> Path:
     return manifest.with_name(f".{manifest.stem}.lost")
 

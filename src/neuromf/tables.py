@@ -292,6 +292,22 @@ def check_append_only(table: Path, scans: Sequence[Scan], used: Path) -> None:
             )
 
 
+def check_shard_size(cohort: str, size: int, used: Path) -> None:
+    """Refuse to cut a cohort into shards of another size than the one noted in the file ``used``.
+
+    Raises:
+        TableError: names both sizes.
+    """
+    if not used.is_file():
+        return
+    before = used.read_text(encoding="utf-8", errors="replace").strip()
+    if before != str(size):
+        raise TableError(
+            f"shard_size is {size}, but cohort {cohort} has been worked on in shards of {before} scans, and nearly all of it"
+            f" would be done again: set shard_size: {before} (or remove {used.parent} to begin anew)"
+        )
+
+
 def record_use(scans: Sequence[Scan], used: Path) -> None:
     """Record the order of a cohort's rows for `check_append_only`."""
     write_text(used, "".join(f"{scan.scan_id}\n" for scan in scans))

@@ -115,3 +115,21 @@ def test_a_file_that_is_no_yaml_is_one_kind_of_error(tmp_path, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(config.ConfigError, match=r"none\.yaml cannot be read: No such file"):
         config.read_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("part", ["sample.n", "codec.name", "preprocess.conform.spacing_mm", "device"])
+def test_what_all_runs_share_is_refused_in_one(part):
+    overrides = {
+        "sample.n": {"sample": {"n": 5}},
+        "codec.name": {"codec": {"name": "other"}},
+        "device": {"device": "cpu"},
+    }
+    overrides["preprocess.conform.spacing_mm"] = {"preprocess": {"conform": {"spacing_mm": 2.0}}}
+    with pytest.raises(config.ConfigError, match=r"runs\.a\..*all runs share this setting"):
+        config.validate({"runs": {"a": overrides[part]}})
+    config.validate({"runs": {"a": {"sample": {"nfe": [1]}, "train": {"seeds": [1]}, "network": {}, "flow": {}}}})
+
+
+def test_null_on_snakemakes_command_line_is_none():
+    loaded = config.load({"preset": "demo", "weights_dir": "null", "train": {"warm_start": "null"}}, PRESETS)
+    assert loaded.weights_dir is None and loaded.train.warm_start is None

@@ -229,3 +229,34 @@ def test_a_check_that_cannot_be_made_is_a_blocker_of_its_own(project: Path, monk
 def test_a_finding_is_a_line_with_its_remedy_below() -> None:
     assert str(Finding("device", "ok", "two GPUs")) == "ok       device: two GPUs"
     assert str(Finding("device", "warning", "none", "buy one")).splitlines()[1].strip() == "→ buy one"
+
+
+def test_runs_of_the_command_line_are_added_to_the_files_as_snakemake_does(project: Path) -> None:
+    (project / "config/config.yaml").write_text("runs: {meanflow: {}, other: {train: {updates: 5}}}")
+    assert list(doctor.load_config(REPOSITORY, ["runs={third: {}}"]).runs) == ["meanflow", "other", "third"]
+
+
+def test_the_disk_that_results_lie_on_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(doctor, "make_plan", lambda arguments: Plan(call=None, lines=(), refusal=""))  # type: ignore[arg-type]
+    usage = SimpleNamespace(free=2**40)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(Path(path)) or usage)
+    (tmp_path / "elsewhere").mkdir()
+    Path("results").symlink_to(tmp_path / "elsewhere")
+    list(doctor.check_disk(patient()))
+    assert asked == [tmp_path / "elsewhere"]
+
+
+def test_processes_of_a_training_share_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = TrainingMemory(parameters=1_000_000, states=2**30, working=2 * 2**30)
+    monkeypatch.setattr(memory, "training_memory", lambda config: counted)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * 2**30))
+    found = only(doctor.check_memory(patient("train={devices: 2, batch_size: 4}")))
+    assert found.status == "blocker" and "takes 12.0 GiB" in found.found
+
+
+def test_a_missing_synthseg_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("FREESURFER_HOME", raising=False)
+    found = list(doctor.check_weights(patient("evaluate={segmenters: [synthseg]}")))
+    assert any(one.status == "blocker" and "mri_synthseg" in one.found for one in found)

@@ -61,3 +61,14 @@ def test_a_lock_without_packages_is_refused(tmp_path: Path) -> None:
     (tmp_path / "requirements.lock").write_text("# nothing\n")
     with pytest.raises(ValueError, match="locks no package"):
         environment.locked_packages(tmp_path / "requirements.lock")
+
+
+def test_of_two_packages_of_one_name_the_one_that_is_imported_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shadow = tmp_path / "nibabel-1.0.dist-info"
+    shadow.mkdir()
+    (shadow / "METADATA").write_text("Metadata-Version: 2.1\nName: nibabel\nVersion: 1.0\n")
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert environment.installed_packages()["nibabel"] == "1.0"

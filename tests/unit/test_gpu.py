@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from builders import REPOSITORY
 from snakemake.cli import parse_args
@@ -125,3 +126,22 @@ def test_a_workstations_profile_lets_as_many_jobs_run_as_there_are_gpus(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     _, arguments = parse_args(["--snakefile", str(REPOSITORY / "Snakefile"), *given])
     assert arguments.resources["gpu"].value == expected
+
+
+def test_all_users_share_the_locks_whatever_their_folder_of_temporary_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from neuromf import gpu; print(gpu.LOCKS)"]
+    done = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "/tmp/neuromf-gpus"
+
+
+def test_a_gpu_that_shares_the_machines_memory_and_hidden_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\necho "GPU-aaaa, NVIDIA GB10, [N/A]"\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (one,) = installed_gpus()
+    assert one.uuid == "GPU-aaaa" and one.memory_bytes == psutil.virtual_memory().total
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert installed_gpus() == ()

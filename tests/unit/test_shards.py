@@ -13,7 +13,17 @@ from types import ModuleType
 
 import pytest
 
-from neuromf.shards import ShardError, Task, check_failures, finished_scans, lost_note, note_lost_files, run_shard
+from neuromf.shards import (
+    ShardError,
+    Task,
+    bring_back_table,
+    check_failures,
+    finished_scans,
+    keep_table,
+    lost_note,
+    note_lost_files,
+    run_shard,
+)
 from neuromf.tables import ManifestRow, read_manifest, write_manifest
 
 # Work must be importable in a spawned process, as that of the stages is.
@@ -222,3 +232,20 @@ def test_finished_scans_are_those_whose_files_are_whole(stage: ModuleType, tmp_p
     assert {name: path.resolve() for name, path in finished_scans(manifest).items()} == {
         "good": (tmp_path / "out" / "good.txt").resolve()
     }
+
+
+def test_a_gates_table_that_snakemake_deleted_comes_back_with_a_note(tmp_path):
+    table = tmp_path / "failed.tsv"
+    bring_back_table(table)
+    assert not table.exists() and lost_note(table) == "", "a gate that never passed has nothing to come back"
+    table.write_text("passed")
+    keep_table(table)
+    bring_back_table(table)
+    assert lost_note(table) == "", "it is there"
+    notes = set()
+    for _ in range(2):
+        table.unlink()
+        bring_back_table(table)
+        assert table.read_text() == "passed"
+        notes.add(lost_note(table))
+    assert len(notes) == 2 and "" not in notes, "each time its job is to run again"

@@ -140,6 +140,15 @@ def test_tables_only_grow_at_the_end(tmp_path):
         tables.check_append_only(table, [scan("01")], used)
 
 
+def test_another_shard_size_is_refused_once_one_is_in_use(tmp_path):
+    used = tmp_path / "shard_size_in_use.txt"
+    tables.check_shard_size("study", 64, used)
+    used.write_text("32\n")
+    tables.check_shard_size("study", 32, used)
+    with pytest.raises(TableError, match="shard_size is 64, but cohort study .* set shard_size: 32 .or remove"):
+        tables.check_shard_size("study", 64, used)
+
+
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 100))
 def test_growth_moves_no_scan_between_shards(n, shard_size, added):
     before = Cohort("c", Path(), tuple(scan(f"{i}") for i in range(n)))

@@ -7,7 +7,6 @@ and ``codec.json``, which count all resumed parts. What was never recorded has n
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from neuromf.config import Config, validate
 from neuromf.planning.jobs import Call, Job
 from neuromf.shards import finished_scans
-from neuromf.tables import Cohort, content_hash, read_cohort, read_manifest, read_release
+from neuromf.tables import Cohort, content_hash, read_cohort, read_json, read_manifest, read_release
 
 STAGES = ("phantom", "skull_strip", "bias_correct", "conform", "encode")  # in the order of the work, per shard
 PER_SET = ("sample", "decode", "evaluate_samples", "morphometry_samples")  # per volume of a folder of samples
@@ -67,7 +66,7 @@ class Estimate:
 def records(results: Path) -> list[Record]:
     """Return what the jobs whose outputs lie in ``results`` took."""
     readers = (_shard_records, _cohort_records, _codec_records, _training_records, _set_records, _release_records)
-    return [record for read in readers for record in read(results) if record.units > 0]
+    return [record for read in readers for record in read(results) if record.units > 0 and record.seconds > 0]
 
 
 def _shard_records(results: Path) -> Iterator[Record]:
@@ -95,7 +94,7 @@ def _cohort_records(results: Path) -> Iterator[Record]:
 
 def _codec_records(results: Path) -> Iterator[Record]:
     for about in results.glob("codecs/*/codec.json"):
-        content = json.loads(about.read_text(encoding="utf-8"))
+        content = read_json(about, "architecture", "recipe", "figures")
         updates, seconds = content["figures"]["updates"], 60 * content["figures"]["minutes"]
         like = codec_like(content["architecture"], content["recipe"])
         yield Record("train_codec", like, updates, seconds, 1, _bytes_in(about.parent))
@@ -111,7 +110,7 @@ def _with_benchmarks(results: Path, rule: str, folder: Path, prefix: str) -> lis
 
 def _training_records(results: Path) -> Iterator[Record]:
     for about in _models(results):
-        content = json.loads(about.read_text(encoding="utf-8"))
+        content = read_json(about, "config", "training")
         training = content["training"]
         _, release, _, run, *_ = about.relative_to(results).parts
         checkpoints = results / "releases" / release / "checkpoints" / f"{run}-{training['seed']}"
@@ -126,7 +125,7 @@ def _set_records(results: Path) -> Iterator[Record]:
         participants = folder / "participants.tsv"
         if not (about.is_file() and participants.is_file()):
             continue
-        like = set_like(json.loads(about.read_text(encoding="utf-8"))["config"], nfe.removeprefix("nfe-"))
+        like = set_like(read_json(about, "config")["config"], nfe.removeprefix("nfe-"))
         volumes = len(participants.read_text(encoding="utf-8").splitlines()) - 1
         stem = "-".join([release, run, seed.removeprefix("seed-"), nfe.removeprefix("nfe-")])
         for rule in PER_SET:
@@ -141,7 +140,7 @@ def _release_records(results: Path) -> Iterator[Record]:
         release, table = results / "releases" / name, results.parent / "config" / "releases" / f"{name}.tsv"
         if not table.is_file():
             continue
-        content, scans = json.loads(about.read_text(encoding="utf-8")), len(read_release(table))
+        content, scans = read_json(about, "config"), len(read_release(table))
         for benchmark in results.glob(f"benchmarks/*/{release.name}.tsv"):
             rule = benchmark.parent.name
             size = _bytes_in(release / "evaluation") if rule == "evaluate_reference" else 0
@@ -159,8 +158,13 @@ def _benchmark(results: Path, rule: str, stem: str) -> Path:
 
 
 def _seconds(benchmark: Path) -> float:
-    with benchmark.open(encoding="utf-8") as stream:
-        return float(next(csv.DictReader(stream, delimiter="\t"))["s"])
+    """Return what a job took; 0, which no record has, where Snakemake was killed or the disk full as it wrote that down."""
+    with benchmark.open(encoding="utf-8", errors="replace") as stream:
+        row = next(csv.DictReader(stream, delimiter="\t"), {})
+    try:
+        return float(row.get("s") or 0)
+    except ValueError:
+        return 0.0
 
 
 def _bytes_in(folder: Path) -> int:
@@ -240,7 +244,7 @@ class Costs:
         cohort, shard, _ = _place(job)
         before = [self.staged.get((cohort, shard, stage)) for stage in STAGES[: STAGES.index(job.rule)]]
         scans = self._cohort(cohort).shard(int(shard), self.config.shard_size)
-        if any(other.why in AGAIN for other in [job, *before] if other):
+        if any(other.why in AGAIN for other in [job, *before] if other) or "train_codec" in job.after:
             return len(scans)
         undone = len({scan.scan_id for scan in scans} - self._done(job))
         return max([undone, 1, *(self.scans(other) for other in before if other)])

@@ -159,7 +159,9 @@ def describe(plan: Plan) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
     lines = ["  ".join(map(_aligned, row, widths, range(len(row)))).rstrip() for row in table]
     jobs, seconds = sum(len(line.jobs) for line in plan.lines), sum(line.other_seconds for line in plan.lines)
-    scans = max(line.scans for line in plan.lines)
+    scans = max(
+        sum(line.scans for line in plan.lines if line.rule == rule) for rule in {one.rule for one in plan.lines}
+    )
     said = [head, "", *lines, ""]
     said.append(
         f"{jobs} jobs, {scans} scans to work on: {plan.gpu_hours:.2f} GPU-hours, {duration(seconds)} of other jobs one after"

@@ -21,13 +21,14 @@ def trained_already(jobs: Iterable[Job], folder: Path = Path()) -> list[Job]:
     """Return the jobs of the rule ``train`` whose model was finished before: the stamp of its success is there.
 
     One that was killed after it left the stamp and before Snakemake noted its success comes to the same model again, from
-    its last checkpoint, unless something that decides the model has changed since.
+    its last checkpoint, unless something that decides the model has changed since. Snakemake counts it as interrupted, or,
+    once another call has deleted its outputs and been killed in turn, as new.
     """
     return [job for job in jobs if job.rule == "train" and (folder / job.stamp).is_file() and not _goes_on(job, folder)]
 
 
 def _goes_on(job: Job, folder: Path) -> bool:
-    return job.why == "interrupted" and (folder / job.stamp).read_text(encoding="utf-8") == job.upstream
+    return job.why in ("interrupted", "new") and (folder / job.stamp).read_text(encoding="utf-8") == job.upstream
 
 
 def refusal(jobs: Iterable[Job], allowed: Collection[str], folder: Path = Path()) -> str:

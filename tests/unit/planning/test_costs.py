@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from neuromf.config import Config, validate
 from neuromf.planning.costs import Costs, records
 from neuromf.planning.jobs import Call, Job, Kind
-from neuromf.tables import write_json
+from neuromf.tables import ManifestRow, TableError, write_json, write_manifest
 
 PLACES = {"run": "meanflow", "seed": "0", "nfe": "1"}
 
@@ -123,3 +125,28 @@ def test_a_benchmark_whose_shard_is_gone_is_passed_over(project, config) -> None
     before = records(project / "results")
     (project / "results" / "benchmarks" / "conform" / "study-0007.tsv").write_text("s\n5\n")
     assert records(project / "results") == before
+
+
+def test_a_benchmark_that_was_not_written_to_its_end_is_passed_over(project, config) -> None:
+    (project / "results" / "benchmarks" / "report" / "first.tsv").write_text("")
+    (project / "results" / "benchmarks" / "decode" / "first-meanflow-0-1.tsv").write_text("s\th:m:s\n-\t-\n")
+    assert seconds(project, config, job("report")) is None
+    assert seconds(project, config, job("decode", **PLACES)) is None
+    assert seconds(project, config, job("evaluate_reference")) == 8.0
+
+
+def test_a_damaged_model_is_named(project) -> None:
+    about = project / "results/releases/first/runs/meanflow/seed-0/model.json"
+    for text in ("{", '{"config": {}}'):
+        about.write_text(text)
+        with pytest.raises(TableError, match=r"meanflow/seed-0/model\.json"):
+            records(project / "results")
+
+
+def test_another_codec_encodes_all_scans_again(project, config) -> None:
+    one = replace(stage("encode", 0, "after"), after=("train_codec",))
+    write_manifest(
+        project / "results/cohorts/study/latents/small/shard-0000.tsv",
+        [ManifestRow(f"sub-p{i}_T1w", "ok") for i in range(4)],
+    )
+    assert costs(project, config, one).scans(one) == 4

@@ -90,3 +90,14 @@ def test_sizes(count: int, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (90, "1.5 min"), (9000, "2.5 h")])
 def test_durations(seconds: float, text: str) -> None:
     assert plan.duration(seconds) == text
+
+
+def test_scans_of_a_rule_are_counted_over_its_reasons(planned) -> None:
+    def lost(shard: str) -> Job:
+        place = {"cohort": "study", "shard": shard}
+        output = f"results/cohorts/study/preprocessed/manifests/conform/shard-{shard}.tsv"
+        return Job("conform", place, 0, "", output, "", "", "missing file", f"{shard}.nii.gz")
+
+    made = planned(lost("0000"), lost("0001"))
+    assert [line.scans for line in made.lines] == [1, 2]
+    assert "2 jobs, 3 scans to work on" in describe(made)

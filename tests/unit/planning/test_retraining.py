@@ -64,10 +64,11 @@ def test_an_interrupted_training_goes_on_without_asking_again() -> None:
 
 def test_a_training_killed_at_its_very_end_goes_on_unless_something_has_changed() -> None:
     finish()
-    killed = training(why="interrupted", upstream="made from")
-    assert keep_replaced([killed], allowed=[]) == [] and STAMP.is_file()
-    with pytest.raises(RetrainingError):
-        keep_replaced([training(why="interrupted", upstream="made from another")], allowed=[])
+    for why in ("interrupted", "new"):  # new: the next call deleted its outputs and was killed, too
+        killed = training(why=why, upstream="made from")
+        assert keep_replaced([killed], allowed=[]) == [] and STAMP.is_file()
+        with pytest.raises(RetrainingError):
+            keep_replaced([training(why=why, upstream="made from another")], allowed=[])
     with pytest.raises(RetrainingError):
         keep_replaced([training(why="missing file", upstream="made from")], allowed=[])
 
