@@ -202,8 +202,8 @@ class _readable_errors:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | OSError | RuntimeError) and not logging.getLogger().isEnabledFor(
-            logging.INFO
-        ):
+        if isinstance(
+            error, ValueError | OSError | RuntimeError | MemoryError
+        ) and not logging.getLogger().isEnabledFor(logging.INFO):
             typer.secho(f"Error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None

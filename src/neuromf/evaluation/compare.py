@@ -37,7 +37,17 @@ from neuromf.evaluation.extractors.registry import (
     load_extractor,
 )
 from neuromf.evaluation.features import cached_regions, gather
-from neuromf.evaluation.folders import Found, Intensity, Rules, common_rules, on_grid, survey, volume_files, volumes
+from neuromf.evaluation.folders import (
+    Found,
+    Intensity,
+    Rules,
+    common_rules,
+    on_grid,
+    survey,
+    volume_files,
+    volume_name,
+    volumes,
+)
 from neuromf.evaluation.inference import Estimate
 from neuromf.evaluation.measure import add_scans, add_volume_comparison, add_volumes
 from neuromf.evaluation.memorisation import Nearest
@@ -90,10 +100,10 @@ def evaluate_folders(
         WeightsError: a segmenter that was asked for has no weights or program.
         VolumeError: a volume that cannot be read.
     """
-    cache = out / "cache"
+    cache, folders = out / "cache", {"real": real, "synthetic": synthetic} | ({"train": train} if train else {})
+    _check_out(out, folders)
     loaded = _load(extractors, codec, weights_dir, device)
     chosen = [find_segmenter(name, weights_dir, device) for name in dict.fromkeys(segmenters)]
-    folders = {"real": real, "synthetic": synthetic} | ({"train": train} if train else {})
     found = {name: survey(volume_files(folder), cache, label=name) for name, folder in folders.items()}
     _warn_of_copies(found)
     rules = common_rules(found, spacing_mm=spacing_mm, intensity=intensity)
@@ -134,6 +144,18 @@ def evaluate_folders(
         out / "metrics.json",
         {"provenance": provenance, "rows": [{column: row[column] for column in METRIC_COLUMNS} for row in metrics]},
     )
+
+
+def _check_out(out: Path, folders: Mapping[str, Path]) -> None:
+    """Refuse an ``out`` inside a folder of volumes, which would count what is written there the next time, and a folder of
+    volumes inside what is removed or written anew in ``out``."""
+    own = [(out / name).resolve() for name in ("suspects", "cache")]
+    for name, folder in folders.items():
+        there = folder.resolve()
+        if out.resolve().is_relative_to(there) or any(there.is_relative_to(one) for one in own):
+            raise EvaluationError(
+                f"--out {out} and --{name} {folder} lie in each other; give --out a folder of its own"
+            )
 
 
 def _searches(name: str, sets: dict[str, ScanSet], settings: Evaluate) -> list[Search]:
@@ -182,7 +204,7 @@ def _load(
 def _describe(
     found: Sequence[Found], folder: Path, rules: Rules, extractors: Sequence[Extractor], cache: Path, *, label: str
 ) -> ScanSet:
-    names = [str(Path(one.path).relative_to(folder)).removesuffix(".gz").removesuffix(".nii") for one in found]
+    names = [volume_name(Path(one.path).relative_to(folder)) for one in found]
     described = [
         describe(name, volume, rules.key(one), extractors, cache, rules.grid)
         for name, (one, volume) in zip(names, volumes(found, rules, label=f"{label}: features"), strict=True)
@@ -239,15 +261,17 @@ def _diversity(found: Sequence[Found], rules: Rules, settings: Evaluate) -> Esti
 
 
 def _warn_of_copies(found: dict[str, list[Found]]) -> None:
-    """Warn of files that lie in two of the folders, and refuse training scans as the null of the search for copies."""
-    hashes = {name: {one.sha256 for one in founds} for name, founds in found.items()}
-    if both := len(hashes["real"] & hashes.get("train", set())):
+    """Warn of scans that lie in two of the folders, however they are packed, and refuse training scans as the null of the
+    search for copies."""
+    paths = {name: {one.voxels_sha256: one.path for one in founds} for name, founds in found.items()}
+    if both := [path for voxels, path in paths["real"].items() if voxels in paths.get("train", {})]:
         raise EvaluationError(
-            f"{both} files are in both --real and --train; --real must hold scans that the model never saw: take them out"
+            f"{len(both)} files are in both --real and --train ({', '.join(both[:3])}); --real must hold scans that the"
+            " model never saw: take them out"
         )
     for name in ("real", "train"):
-        if both := len(hashes["synthetic"] & hashes.get(name, set())):
-            log.warning("%d files of --synthetic are in --%s too", both, name)
+        if shared := len(paths["synthetic"].keys() & paths.get(name, {}).keys()):
+            log.warning("%d files of --synthetic are in --%s too", shared, name)
 
 
 def _provenance(

@@ -116,7 +116,7 @@ def _mean(values: NDArray, rows: Rows, lost: Array, settings: Evaluate, n: int, 
     w, v = resample_counts(len(rows), settings, stream), resample_counts(len(lost), settings, 1 - stream)
     draws = (w @ sums) / (w @ rows.counts) + (v - 1) @ lost
     if values.dtype != bool:
-        return Bootstrap(value, draws.clip(0), n)
+        return Bootstrap(value, draws.clip(0), n, against=min(len(rows), len(lost)))
     draws = draws.clip(0, 1)
     binomial = (rows.counts == 1).all() or np.ptp(draws) == 0
-    return Bootstrap(value, draws, n, share_of=len(rows) if binomial else None)
+    return Bootstrap(value, draws, n, share_of=len(rows) if binomial else None, against=min(len(rows), len(lost)))

@@ -24,7 +24,7 @@ from neuromf.config import Evaluate
 from neuromf.evaluation.distances import bootstrap_rows
 from neuromf.evaluation.extractors.base import Identity
 from neuromf.evaluation.features import gather
-from neuromf.evaluation.inference import Bootstrap, Estimate, mean_bootstrap, percentile_interval
+from neuromf.evaluation.inference import Bootstrap, Estimate, expanded, mean_bootstrap, percentile_interval, tail_of
 from neuromf.evaluation.morphometry import TISSUES, bootstrap_volumes
 from neuromf.evaluation.rows import DIFFERENCE_COLUMNS, NO_EXTRACTOR, read_parquet, write_parquet
 from neuromf.evaluation.scans import EvaluationError, Reference, read_reference
@@ -94,8 +94,8 @@ def paired_difference(x: Bootstrap, y: Bootstrap, settings: Evaluate) -> tuple[E
 
     Resamples of both must belong together draw by draw. Those of figures that are biased upwards by repeated scans
     (``distance``) lose most of that bias in the difference, but not all of it when x and y have different spreads; so their
-    mean is shifted to the difference. p is twice the smaller share of draws on either side of zero, (count + 1) / (B + 1)
-    each, at most 1 (Davison & Hinkley 1997, 4.11): never below 2 / (B + 1).
+    mean is shifted to the difference. p is twice the tail (`tail_of`) of the smaller share of draws on either side of zero,
+    (count + 1) / (B + 1), at most 1 (Davison & Hinkley 1997, 4.11), so that it is small when the interval leaves out zero.
     """
     if x.value is None or y.value is None:
         return Estimate(None, None, None, x.n), None
@@ -109,7 +109,9 @@ def paired_difference(x: Bootstrap, y: Bootstrap, settings: Evaluate) -> tuple[E
     if x.distance:
         draws = draws + (value - draws.mean())
     beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return percentile_interval(value, draws, x.n, settings), min(1.0, 2 * (beyond + 1) / (len(draws) + 1))
+    few = x.n if x.against is None else min(x.n, x.against)
+    p = min(1.0, 2 * tail_of((beyond + 1) / (len(draws) + 1), few))
+    return percentile_interval(value, draws, x.n, settings, against=few), p
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
@@ -170,10 +172,11 @@ def _rows(
 
 
 def _warn_of_few_resamples(rows: Sequence[dict[str, Any]], settings: Evaluate) -> None:
-    """Say so when no corrected p can fall below 1 − confidence, since none is below 2 / (B + 1) before it is corrected."""
+    """Say so when no corrected p can fall below 1 − confidence, since none is below that of 1 / (B + 1) of the draws."""
     families = Counter(tuple(row[name] for name in _COMPARED) for row in rows if row["p"] is not None)
     largest = max(families.values(), default=0)
-    enough = math.ceil(2 * largest / (1 - settings.confidence))
+    fewest = min((row["n"] for row in rows if row["p"] is not None), default=1)
+    enough = math.ceil(1 / expanded((1 - settings.confidence) / 2 / max(largest, 1), fewest))
     if settings.bootstrap < enough:
         log.warning(
             "evaluate.bootstrap: %d resamples are too few for p_holm of %d figures to fall below %.2g; it takes %d (the"

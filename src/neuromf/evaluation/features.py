@@ -41,7 +41,7 @@ class Rows:
         scans = np.asarray(chosen, dtype=np.int64)
         starts = self.starts
         index = [np.arange(starts[i], starts[i] + self.counts[i]) for i in scans]
-        return Rows(self.values[np.concatenate(index)], self.counts[scans])
+        return Rows(self.values[np.concatenate(index) if index else []], self.counts[scans])
 
 
 def one_row_each(values: ArrayLike) -> Rows:

@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
+from neuromf.evaluation.features import array_sha256
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
 from neuromf.tables import TableError, content_hash, file_sha256, read_json, write_json
-from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
+from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, read_volume, to_ras, voxel_sizes
 
 Intensity = Literal["keep", "percentile"]
 RANGES = (1.0, 255.0)  # nominal ranges [0, upper end] that are kept
 TOLERANCE = 0.05  # of the range: what interpolation may overshoot
 PERCENTILE = 99.5  # of the brain's voxels, mapped to 1 by the rule `percentile`
 MARGIN = 2  # voxels around the largest brain
+LEAST_LEVELS = 16  # different values in a brain; a mask has one or two, a scan of bytes many more
 MULTIPLE = 8  # of voxels a side, for the networks' halvings
 _SAME_SPACING = 1e-3  # relative
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Found:
 
     path: str
     sha256: str
+    voxels_sha256: str  # of the voxels in RAS: the same for a scan that was packed or turned otherwise
     axes: str  # of the file, e.g. LAS
     shape: tuple[int, int, int]
     voxel_mm: tuple[float, float, float]
@@ -78,19 +81,32 @@ def volume_files(folder: Path) -> list[Path]:
     """Return the NIfTI files below a folder, sorted; hidden ones are left out.
 
     Raises:
-        EvaluationError: no folder, or no NIfTI file in it.
+        EvaluationError: no folder, no NIfTI file in it, a link to a folder (whose volumes would be left out), one volume as
+            .nii and as .nii.gz (it would count twice), a name that no table can hold.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is no folder; give one that holds NIfTI volumes")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.endswith((".nii", ".nii.gz"))
-        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    every = sorted(
+        path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
+    if linked := [path for path in every if path.is_symlink() and path.is_dir()]:
+        raise EvaluationError(f"{linked[0]} is a link to a folder, which is not followed; link its files instead")
+    found = [path for path in every if path.name.endswith((".nii", ".nii.gz"))]
     if not found:
         raise EvaluationError(f"{folder} holds no .nii or .nii.gz; convert its volumes first")
+    known: dict[str, Path] = {}
+    for path in found:
+        if any("\ud800" <= character <= "\udfff" for character in str(path)):  # bytes that are no UTF-8
+            raise EvaluationError(f"{str(path)!r} has a name that no table can hold; rename it")
+        if other := known.get(volume_name(path)):
+            raise EvaluationError(f"{other} and {path} have one name, so one scan would count twice; remove one")
+        known[volume_name(path)] = path
     return found
+
+
+def volume_name(path: Path) -> str:
+    """Return the path of a volume without .nii or .nii.gz."""
+    return str(path).removesuffix(".gz").removesuffix(".nii")
 
 
 def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
@@ -101,6 +117,10 @@ def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
     """
     found = []
     for path in tqdm(files, desc=f"{label}: reading", unit="volume"):
+        if not path.is_file():
+            raise VolumeError(
+                f"{path} is no file but a folder or a link to nothing; remove it or copy the volume there"
+            )
         sha256 = file_sha256(path)
         kept = cache / "survey" / f"{sha256}.json"
         try:
@@ -122,8 +142,7 @@ def common_rules(
         EvaluationError: intensities that cannot be compared, with the file, its values and the remedy.
     """
     every = [found for one in sets.values() for found in one]
-    if intensity == "percentile":
-        _check_background(every)
+    _check_background(every, scaled=intensity == "percentile")
     upper = _common_range(every) if intensity == "keep" else None
     first = every[0]
     shared = all(
@@ -144,7 +163,13 @@ def common_rules(
         )  # fmt: skip
     reach = np.max([found.reach_mm for found in every], axis=0)
     sides = [2 * (math.ceil(mm / spacing) + MARGIN) for mm in reach]
-    return Rules(Grid(_rounded_up(sides), spacing), False, upper)
+    shape = _rounded_up(sides)
+    if min(sides) < SMALLEST_SIDE or math.prod(shape) > MOST_VOXELS:
+        raise EvaluationError(
+            f"{spacing:g} mm would make a grid of {sides} voxels around the largest brain; it takes {SMALLEST_SIDE} a side"
+            " and at most 1024³ in all: choose another --spacing, or remove the volumes of the coarsest voxels"
+        )
+    return Rules(Grid(shape, spacing), False, upper)
 
 
 def on_grid(found: Found, rules: Rules) -> NDArray[np.float32]:
@@ -186,7 +211,12 @@ def _look_at(path: Path) -> dict[str, object]:
     centroid = np.array(ndimage.center_of_mass(mask))
     box = ndimage.find_objects(mask.view(np.uint8))[0]
     reach = [max(c - s.start, s.stop - 1 - c) * size for c, s, size in zip(centroid, box, sizes, strict=True)]
+    if (levels := len(np.unique(data[mask]))) < LEAST_LEVELS:
+        raise VolumeError(
+            f"{path} has {levels} different values in its brain: a mask or labels and no scan; move it away"
+        )
     return {
+        "voxels_sha256": array_sha256(data),
         "axes": axes,
         "shape": tuple(int(n) for n in data.shape),
         "voxel_mm": tuple(round(float(size), 5) for size in sizes),
@@ -224,10 +254,10 @@ def _common_range(every: Sequence[Found]) -> float:
     return upper
 
 
-def _check_background(every: Sequence[Found]) -> None:
-    """Refuse volumes whose background cannot be 0: the rule `percentile` only scales."""
+def _check_background(every: Sequence[Found], *, scaled: bool) -> None:
+    """Refuse volumes whose background cannot be 0: none of their voxels is, or some are below and shall be ``scaled``."""
     for found in every:
-        if found.low < -TOLERANCE * found.brain_high:
+        if found.low > TOLERANCE * found.brain_high or (scaled and found.low < -TOLERANCE * found.brain_high):
             raise EvaluationError(
                 f"{found.path} has intensities from {found.low:g} to {found.high:g}; shift it so that the background is 0"
             )

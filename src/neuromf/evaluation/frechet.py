@@ -37,9 +37,6 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
         ValueError: fewer than two rows or different numbers of features.
     """
     left, right = _pair(x, y)
-    if min(len(left), len(right)) <= left.shape[1]:
-        return float(_weighted_frechet(left, right, np.ones((1, len(left))), np.ones((1, len(right))))[0])
-    # more rows than features: the same singular values from F×F factors of the covariances
     difference = left.mean(axis=0) - right.mean(axis=0)
     factors = [_covariance_factor(rows) for rows in (left, right)]
     cross = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
@@ -63,7 +60,7 @@ def frechet_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> tuple[Bootstrap,
     value, draw = frechet_distance(x.values, y.values), _drawn(x, y)
     counts = [resample_counts(len(rows), settings, stream) for stream, rows in enumerate((x, y))]
     draws = draw(*counts)
-    plain = Bootstrap(value, draws, len(x), distance=True)
+    plain = Bootstrap(value, draws, len(x), distance=True, against=len(y))
     if min(len(x), len(y)) < 4:
         return plain, Bootstrap(None, None, len(x))
 
@@ -79,7 +76,7 @@ def frechet_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> tuple[Bootstrap,
     inverse = float(np.mean([n / part for n in (len(x), len(y)) for part in (n // 2, n - n // 2)]))  # of the share
     extrapolated = _at_zero(value, np.mean(of_halves), inverse)
     spread = _at_zero(draws, draws_of_halves, inverse)
-    return plain, Bootstrap(float(extrapolated), spread + (extrapolated - spread.mean()), len(x))
+    return plain, Bootstrap(float(extrapolated), spread + (extrapolated - spread.mean()), len(x), against=len(y))
 
 
 def _at_zero(whole: Any, halves: Any, inverse: float) -> Any:
@@ -114,9 +111,10 @@ def _pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
 
 
 def _covariance_factor(rows: Array) -> Array:
-    """Return R (F, F) with RᵀR the covariance of rows (n, F), n > F: the triangle of a QR decomposition."""
-    factor: Array = scipy.linalg.qr((rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1), mode="r")[0]
-    return factor[: rows.shape[1]]
+    """Return R (min(n, F), F) with RᵀR the covariance of rows (n, F): of more rows than features the triangle of a QR
+    decomposition, so that nothing grows with the square of the rows; otherwise the scaled rows themselves."""
+    factor: Array = (rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1)
+    return scipy.linalg.qr(factor, mode="r")[0][: rows.shape[1]] if len(rows) > rows.shape[1] else factor
 
 
 def _weighted_frechet(x: Array, y: Array, w: Array, v: Array) -> Array:

@@ -29,7 +29,8 @@ class Bootstrap:
     """A figure and its values in the bootstrap resamples, (B,); no value or no draws where too few scans allow none.
 
     Two figures over the same scans in the same order have the same resamples, so their draws can be subtracted one by one.
-    ``distance`` is what `percentile_interval` says. ``share_of`` is the number of scans that a figure is a share of: its
+    ``distance`` is what `percentile_interval` says; ``against`` is the number of scans of the second group, where one is
+    resampled too. ``share_of`` is the number of scans that a figure is a share of: its
     interval is no narrower than Wilson's, since resamples of a share of 0 or 1 are all alike.
     """
 
@@ -38,12 +39,15 @@ class Bootstrap:
     n: int
     distance: bool = False
     share_of: int | None = None
+    against: int | None = None
 
     def estimate(self, settings: Evaluate) -> Estimate:
         """Return the figure with its percentile interval."""
         if self.value is None or self.draws is None:
             return Estimate(self.value, None, None, self.n)
-        found = percentile_interval(self.value, self.draws, self.n, settings, distance=self.distance)
+        found = percentile_interval(
+            self.value, self.draws, self.n, settings, distance=self.distance, against=self.against
+        )
         if self.share_of is None or found.low is None or found.high is None:
             return found
         low, high = wilson_interval(self.value, self.share_of, settings)
@@ -59,11 +63,14 @@ def resample_counts(n: int, settings: Evaluate, stream: int = 0) -> Array:
     return generator.multinomial(n, np.full(n, 1 / n), size=settings.bootstrap).astype(np.float64)
 
 
-def percentile_interval(value: float, draws: Array, n: int, settings: Evaluate, *, distance: bool = False) -> Estimate:
+def percentile_interval(
+    value: float, draws: Array, n: int, settings: Evaluate, *, distance: bool = False, against: int | None = None
+) -> Estimate:
     """Return ``value`` with the bootstrap percentile interval of ``draws``, expanded for small ``n``.
 
     The percentiles lie as far out as Student's t with n − 1 degrees of freedom and the resamples' missing n / (n − 1)
     ask for, which plain percentiles of few scans do not (the expanded percentile interval; Hesterberg 2015, Am Stat 69:371).
+    Where two groups are resampled, ``n`` and ``against`` scans, it is the smaller one whose draws spread too little.
     ``distance`` is for figures that cannot be negative and are biased upwards by few distinct scans, such as a Fréchet
     distance: resampling adds that bias a second time, so the draws are shifted to have ``value`` as their mean, and the
     interval is cut at zero.
@@ -71,15 +78,22 @@ def percentile_interval(value: float, draws: Array, n: int, settings: Evaluate, 
     draws = draws[np.isfinite(draws)]
     if draws.size == 0:
         return Estimate(value, None, None, n)
-    tail = (1 - settings.confidence) / 2
-    if n > 1:
-        tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1))
-    tail *= 100
+    tail = 100 * expanded((1 - settings.confidence) / 2, n if against is None else min(n, against))
     low, high = (float(q) for q in np.percentile(draws, [tail, 100 - tail]))
     if distance:
         shift = value - float(draws.mean())
         low, high = max(0.0, low + shift), max(0.0, high + shift)
     return Estimate(value, low, high, n)
+
+
+def expanded(tail: float, n: int) -> float:
+    """Return which tail of the draws of ``n`` scans holds what ``tail`` of Student's t does; one scan has no other."""
+    return float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1))) if n > 1 else tail
+
+
+def tail_of(share: float, n: int) -> float:
+    """Return the tail whose `expanded` one is a share of the draws: the p-value that belongs to the intervals."""
+    return float(stats.t.cdf(math.sqrt((n - 1) / n) * stats.norm.ppf(share), n - 1)) if n > 1 else share
 
 
 def mean_estimate(values: ArrayLike, settings: Evaluate) -> Estimate:
@@ -111,7 +125,7 @@ def ratio_estimate(x: ArrayLike, y: ArrayLike, settings: Evaluate, *, paired: bo
     above = resample_counts(n, settings) @ a / n
     below = resample_counts(len(b), settings, 0 if paired else 1) @ b / len(b)
     draws = np.divide(above, below, out=np.full(len(above), np.nan), where=below != 0)
-    return percentile_interval(value, draws, n, settings)
+    return percentile_interval(value, draws, n, settings, against=len(b))
 
 
 def share_estimate(flags: ArrayLike, settings: Evaluate) -> Estimate:
@@ -129,4 +143,4 @@ def wilson_interval(share: float, n: int, settings: Evaluate) -> tuple[float, fl
     z = float(stats.norm.ppf((1 + settings.confidence) / 2))
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (max(0.0, centre - half) if share > 0 else 0.0), (min(1.0, centre + half) if share < 1 else 1.0)

@@ -133,4 +133,4 @@ def _value(sums: tuple[_Within, _Within, Array]) -> float:
 def _bootstrap(kernel: Kernel, x: Rows, y: Rows, settings: Evaluate) -> Bootstrap:
     sums = _sums(kernel, x, y)
     draws = _weighted(sums, resample_counts(len(x), settings, 0), resample_counts(len(y), settings, 1))
-    return Bootstrap(_value(sums), draws, len(x))
+    return Bootstrap(_value(sums), draws, len(x), against=len(y))

@@ -60,10 +60,10 @@ def diversity(n: int, read: Callable[[int], NDArray[np.floating]], settings: Eva
     """
     order = np.random.default_rng([settings.seed, 3]).permutation(n)[:LARGEST]
     if len(order) < 2:
-        return Estimate(None, None, None, n)
+        return Estimate(None, None, None, len(order))
     first = previous = torch.from_numpy(np.ascontiguousarray(read(int(order[0])), dtype=np.float32))
     if min(first.shape) < WINDOW:
-        return Estimate(None, None, None, n)
+        return Estimate(None, None, None, len(order))
     values = []
     for index in order[1:]:
         volume = torch.from_numpy(np.ascontiguousarray(read(int(index)), dtype=np.float32))
@@ -76,7 +76,7 @@ def diversity(n: int, read: Callable[[int], NDArray[np.floating]], settings: Eva
     both = (w * np.roll(w, -1, axis=1))[:, : len(pairs)]
     weight = both.sum(1)
     draws = np.divide(both @ pairs, weight, out=np.full(len(w), np.nan), where=weight > 0)
-    return percentile_interval(float(pairs.mean()), draws, n, settings)
+    return percentile_interval(float(pairs.mean()), draws, len(order), settings)
 
 
 def _terms(pair: Tensor) -> tuple[Tensor, Tensor]:

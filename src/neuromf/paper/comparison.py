@@ -38,6 +38,9 @@ _DISTANCES = {  # metric: title; the column `Called` says what the first three a
     "density": "Density",
     "coverage": "Coverage",
 }
+OPTIONAL = (
+    "distances.png", "copies.png", "regions.csv", "regions.tex", "regions.png", "ratios.csv", "ratios.tex"
+)  # fmt: skip
 _FLOORS = ("kernel_distance", "frechet_distance")
 _VOLUMES = {  # metric of the synthetic volumes against the real: title
     "cohens_d": "Cohen's d",
@@ -53,6 +56,8 @@ def write_comparison(folder: Path) -> str:
 
     ``folder`` is what `neuromf.evaluation.compare.evaluate_folders` wrote.
     """
+    for name in OPTIONAL:
+        (folder / name).unlink(missing_ok=True)  # of an earlier call with other segmenters or extractors
     content = read_json(folder / "metrics.json")
     metrics, about = pd.DataFrame(content["rows"]), content["provenance"]
     tables = {

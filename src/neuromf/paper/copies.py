@@ -88,7 +88,7 @@ def pair_label(row: Mapping[str, object]) -> str:
     for name, value, p in ((sign, row["value"], row["p"]), ("relative", row["relative"], row["relative_p"])):
         if pd.notna(value):
             lines.append(f"{name} {value:.3f}" + (f", p {p:.2g}" if pd.notna(p) else ""))
-    return "\n".join(lines)
+    return "\n".join(lines).replace("$", r"\$")  # the label is drawn, and two dollars would be a formula
 
 
 def _whole(value: object) -> int | None:

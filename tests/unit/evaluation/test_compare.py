@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -194,3 +196,41 @@ def test_the_command(folders, settings, caplog):
     assert refused.exit_code == 2
     missing = CliRunner().invoke(app, ["evaluate", "--real", "none", "--synthetic", "x", "--out", str(folders / "q")])
     assert missing.exit_code == 1 and "none is no folder" in missing.output
+
+
+def test_one_real_scan_has_no_distances_and_ends_well(folders, write_brains, settings):
+    write_brains("one", [0])
+    evaluate_folders(folders / "one", folders / "good", folders / "out", settings=settings)
+    metrics = pd.read_parquet(folders / "out" / "metrics.parquet")
+    assert metrics[metrics["metric"].isin(METRICS)]["value"].isna().all()
+    assert "squeezenet" in write_comparison(folders / "out")
+
+
+def test_out_and_the_folders_of_volumes_do_not_lie_in_each_other(folders, settings):
+    kept = folders / "out" / "suspects"
+    kept.parent.mkdir()
+    (folders / "good").rename(kept)
+    with pytest.raises(EvaluationError, match="--out .* and --synthetic .* lie in each other"):
+        evaluate_folders(folders / "real", kept, folders / "out", settings=settings)
+    assert len(list(kept.iterdir())) == 10
+    with pytest.raises(EvaluationError, match="--out .* and --real .* lie in each other"):
+        evaluate_folders(folders / "real", kept, folders / "real" / "out", settings=settings)
+
+
+def test_real_scans_among_the_training_scans_are_found_however_they_are_packed(folders, settings):
+    (folders / "real").rename(folders / "others"), shutil.copytree(folders / "train", folders / "real")
+    for path in list((folders / "train").iterdir()):
+        image = nib.load(path).as_reoriented(np.array([[0, -1], [2, 1], [1, 1]]))
+        nib.save(image, folders / "train" / path.name.removesuffix(".gz"))
+        path.unlink()
+    with pytest.raises(EvaluationError, match=r"6 files are in both --real and --train .*sub-200"):
+        run(folders, "copies", settings, train=folders / "train")
+
+
+def test_tables_of_an_earlier_call_do_not_stay(folders, settings):
+    run(folders, "good", settings, segmenters=["tissues"])
+    write_comparison(folders / "out_good")
+    assert (folders / "out_good" / "regions.csv").is_file()
+    run(folders, "good", settings)
+    write_comparison(folders / "out_good")
+    assert not list((folders / "out_good").glob("r*ions.*")) and not list((folders / "out_good").glob("ratios.*"))

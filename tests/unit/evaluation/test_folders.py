@@ -150,3 +150,39 @@ def test_the_survey_is_kept_by_the_files_content(tmp_path, write, monkeypatch):
     first = found_in(tmp_path, "a.nii.gz")
     monkeypatch.setattr("neuromf.evaluation.folders.read_volume", lambda path: pytest.fail("read again"))
     assert found_in(tmp_path, "a.nii.gz") == first
+
+
+def test_a_folder_that_would_be_read_wrongly_is_refused(tmp_path, write):
+    write("a.nii.gz"), write("b.nii.gz")
+    (tmp_path / "c.nii.gz").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(VolumeError, match=r"c\.nii\.gz is no file"):
+        found_in(tmp_path, "c.nii.gz")
+    write("a.nii")
+    with pytest.raises(EvaluationError, match=r"a\.nii and .*a\.nii\.gz have one name"):
+        volume_files(tmp_path)
+    (tmp_path / "site").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(EvaluationError, match="site is a link to a folder"):
+        volume_files(tmp_path)
+    write("odd/x\udcff.nii.gz")
+    with pytest.raises(EvaluationError, match="a name that no table can hold"):
+        volume_files(tmp_path / "odd")
+
+
+def test_masks_and_a_bright_background_are_refused(tmp_path, brain):
+    write_volume(tmp_path / "mask.nii.gz", (brain(0) > 0).astype(np.uint8), np.eye(4) * 6, np.uint8)
+    with pytest.raises(VolumeError, match=r"mask\.nii\.gz has 1 different values in its brain: a mask"):
+        found_in(tmp_path, "mask.nii.gz")
+    write_volume(tmp_path / "bright.nii.gz", 0.3 + 0.7 * brain(0), np.eye(4) * 6, np.float32)
+    found = found_in(tmp_path, "bright.nii.gz")
+    for intensity in ("keep", "percentile"):
+        with pytest.raises(EvaluationError, match=r"bright\.nii\.gz .* shift it so that the background is 0"):
+            common_rules({"real": found, "synthetic": found}, intensity=intensity)
+
+
+@pytest.mark.parametrize("spacing_mm", [0.05, 100, float("inf")])
+def test_a_grid_that_holds_no_brain_or_no_memory_holds_is_refused(tmp_path, write, spacing_mm):
+    write("a.nii.gz")
+    found = found_in(tmp_path, "a.nii.gz")
+    with pytest.raises(EvaluationError, match="choose another --spacing"):
+        common_rules({"real": found, "synthetic": found}, spacing_mm=spacing_mm)

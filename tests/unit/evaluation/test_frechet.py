@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -138,3 +140,12 @@ def test_resampled_distance_equals_the_distance_of_the_repeated_rows():
 def test_refuses_too_few_scans_and_different_features(shapes):
     with pytest.raises(ValueError, match="scans of each|one F"):
         frechet_distance(np.zeros(shapes[0]), np.zeros(shapes[1]))
+
+
+def test_memory_does_not_grow_with_the_square_of_the_larger_set():
+    x, y = features(0, 20, 40), features(1, 6000, 40)
+    tracemalloc.start()
+    frechet_distance(x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * y.nbytes, "6000² inner products are 288 MB"

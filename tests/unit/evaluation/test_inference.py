@@ -10,6 +10,7 @@ from neuromf.evaluation.inference import (
     resample_counts,
     share_estimate,
 )
+from neuromf.evaluation.morphometry import compare_volumes
 
 
 def test_resamples_draw_n_scans_and_repeat(settings):
@@ -75,3 +76,13 @@ def test_a_ratio_needs_scans_on_both_sides(settings):
     assert ratio_estimate([1.0, 2.0], [0.0, 0.0], settings).value is None
     one = ratio_estimate([1.0], [2.0, 4.0], settings)
     assert one.value == pytest.approx(1 / 3) and one.low is None
+
+
+def test_the_smaller_group_decides_how_far_an_interval_is_expanded(settings):
+    """Expanded for 300 scans, intervals that compare them with five cover the truth in 84 % of the cases."""
+    random = np.random.default_rng(0)
+    groups = [(random.normal(100, 15, 300), random.normal(100, 15, 5)) for _ in range(300)]
+    ratios = [ratio_estimate(x, y, settings) for x, y in groups]
+    effects = [compare_volumes(x, y, settings)["cohens_d"] for x, y in groups]
+    assert np.mean([e.low <= 1 <= e.high for e in ratios]) > 0.9
+    assert np.mean([e.low <= 0 <= e.high for e in effects]) > 0.9

@@ -46,3 +46,8 @@ def test_a_set_without_diversity_is_told(settings):
     assert diversity(1, alike, settings).value is None
     assert diversity(2, lambda i: blobs(i, 24).numpy(), settings).value is not None
     assert diversity(3, lambda i: np.zeros((8, 8, 8)), settings).value is None
+
+
+def test_n_is_the_number_of_volumes_that_were_compared(settings, monkeypatch):
+    monkeypatch.setattr("neuromf.evaluation.ms_ssim.LARGEST", 5)
+    assert diversity(9, lambda i: blobs(i, 24).numpy(), settings).n == 5

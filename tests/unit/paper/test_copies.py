@@ -102,3 +102,10 @@ def test_without_a_null_or_without_volumes(drawn):
     assert "p " not in block.pairs[0].label.split("\n", 2)[2]
     with pytest.raises(ValueError, match="evaluate samples first"):
         drawn(table([row("real", "a", "test")]))
+
+
+def test_names_with_dollars_are_no_formulas(drawn, null, tmp_path):
+    name = "sub$_1^$_2%&"
+    write_volume(tmp_path / "samples" / f"{name}.nii.gz", np.eye(32)[None].repeat(32, 0), AFFINE, np.float32)
+    (block,) = drawn(table([row("meanflow", name, **near("t1", 0.05, 0.05)), *null]))
+    assert r"sub\$_1^\$_2%&" in block.pairs[0].label

@@ -40,7 +40,7 @@ def bootstrap_volumes(synthetic: ArrayLike, real: ArrayLike, settings: Evaluate)
     for name, distance in _COMPARISONS.items():
         value = float(values[name][0])
         known = np.isfinite(value)
-        found[name] = Bootstrap(value if known else None, draws[name] if known else None, n, distance)
+        found[name] = Bootstrap(value if known else None, draws[name] if known else None, n, distance, against=len(y))
     return found
 
 
@@ -54,8 +54,9 @@ def _compare(x: Array, y: Array, w: Array, v: Array) -> dict[str, Array]:
     mean_x, mean_y = w @ x / n, v @ y / m
     squares = (w * (x - mean_x[:, None]) ** 2).sum(1) + (v * (y - mean_y[:, None]) ** 2).sum(1)
     pooled = np.sqrt(squares / (n + m - 2))
-    effect = np.divide(mean_x - mean_y, pooled, out=np.full(len(w), np.nan), where=pooled > 0)
     values = np.concatenate([x, y])
+    spread = pooled > 1e-9 * np.abs(values).max()  # resamples of one scan a side have none but rounding
+    effect = np.divide(mean_x - mean_y, pooled, out=np.full(len(w), np.nan), where=spread)
     order = np.argsort(values)
     gap = np.abs(np.cumsum(np.concatenate([w / n, -v / m], axis=1)[:, order], axis=1))  # |F_x − F_y| after each value
     steps = np.diff(values[order])

@@ -166,7 +166,8 @@ def add_nearest_regions(
         x, y = (
             ((values - mean) / np.where(varies, spread, 1))[:, varies] for values in (generated.volumes, neighbours)
         )
-        profile = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(x, y, strict=True)])
+        pairs = [(a, b) for a, b in zip(x, y, strict=True) if min(np.ptp(a), np.ptp(b)) > 1e-9]  # a constant has no r
+        profile = [np.corrcoef(a, b)[0, 1] for a, b in pairs]
         part.add("nearest_volume_correlation", "all", mean_estimate(profile, settings), name)
     shared = np.array([_overlaps(generated, i, real, j) for i, j in enumerate(rows)])
     for index, region in enumerate(_labelled(generated.atlas)):

@@ -81,3 +81,10 @@ def test_overlap_of_masks_and_of_regions_of_several_labels() -> None:
     assert found["one"] == pytest.approx(dice(a == 1, b == 1))
     assert found["both"] == pytest.approx(dice(np.isin(a, (1, 3)), np.isin(b, (1, 3))))
     assert np.isnan(found["none"]) and np.isnan(dice(a > 9, b > 9)) and dice(a == 1, a == 1) == 1
+
+
+def test_resamples_without_spread_have_no_effect_size(settings) -> None:
+    """A resample that draws one scan of each group has a spread of rounding errors: Cohen's d of 1e14."""
+    x, y = [384.1, 357.3, 418.2], [343.3, 381.9, 382.7]
+    found = compare_volumes(x, y, settings)["cohens_d"]
+    assert found.low is not None and found.high is not None and max(-found.low, found.high) < 1e3

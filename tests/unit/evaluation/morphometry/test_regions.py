@@ -85,3 +85,12 @@ def test_sets_of_different_segmenters_are_refused(sets, settings) -> None:
         add_region_comparison(Part("demo", "x", 0, 1), generated, replace(real, segmenter="atropos"), settings)
     with pytest.raises(ValueError, match="no volumes to segment"):
         describe_regions([], find_segmenter("tissues"), Path("unused"), label="none")
+
+
+def test_regions_that_all_lie_one_way_have_no_correlation(sets, settings) -> None:
+    """Of two real brains the larger one is so in every region: standardised, each is a constant."""
+    _, real = sets
+    volumes = np.array([[1200.0, 300, 500, 400, 30], [1567, 397, 657, 527, 46]])
+    part, two = Part("demo", "meanflow", 0, 1), replace(real.of_scans([0, 1]), volumes=volumes)
+    add_nearest_regions(part, two, two, [1, 0], settings)
+    assert rows(part, "nearest_volume_correlation")["all"]["value"] is None
