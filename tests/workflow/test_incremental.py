@@ -86,6 +86,36 @@ def test_a_training_rate_costs_training_and_what_follows(configured):
     assert not (PREPROCESSING | {"encode", "latent_statistics", "evaluate_reference", "codec_gate"}) & set(planned)
 
 
+@pytest.mark.parametrize(
+    ("gate", "strict"),
+    [("check_failures", {"max_failed_fraction": 0.05}), ("codec_gate", {"codec_gate": {"action": "stop"}})],
+)
+def test_a_gate_that_failed_and_passes_again_costs_no_training(configured, gate, strict):
+    """Snakemake deletes the table of a gate that fails, and what asks for a table that is not there would be made again."""
+    configured.configure(**SETTINGS | strict)
+    failed = configured.snakemake(check=False)
+    assert failed.returncode == 1 and f"{gate}: " in failed.stderr
+    assert gate in configured.planned(), "a gate that failed is not taken for passed"
+    configured.configure(**SETTINGS)
+    planned = set(configured.planned())
+    assert gate in planned and not (PREPROCESSING | TRAINING | EVALUATION | {"encode", "latent_statistics"}) & planned
+    configured.snakemake()
+    assert configured.planned() == {}
+
+
+def test_another_shard_size_is_refused(configured):
+    configured.configure(**SETTINGS, shard_size=4)
+    done = configured.snakemake("--dry-run", check=False)
+    assert done.returncode == 1 and "set shard_size: 8" in done.stdout + done.stderr
+
+
+def test_a_new_setting_that_no_job_asks_for_costs_the_report(checkout):
+    """Its declaration is no code of the trainings, which read the same class."""
+    old = '    device: Literal["auto", "cpu", "cuda"] = setting('
+    edit(checkout, "src/neuromf/config.py", old, f'    unheard_of: int = setting(3, "Of no rule")\n{old}')
+    assert set(checkout.planned()) == {"report", "all"}, "which shows all settings"
+
+
 def test_a_new_release_trains_on_cached_latents(configured):
     created = configured.neuromf("release", "create", "second", "--cohort", "study", "--fractions", "0.6", "0.2", "0.2")
     assert created.returncode == 0, created.stderr
