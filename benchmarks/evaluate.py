@@ -35,7 +35,8 @@ def make_folder(folder: Path, scans: list[Path], n: int, seed: int) -> None:
         values, turn = np.asarray(image.dataobj, dtype=np.float32), i // len(scans)
         brain = values > 0
         values = values * (1 + 0.03 * turn) + brain * turn * 0.01 * values.max() * random.normal(size=values.shape)
-        nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), image.affine), folder / f"volume_{i:04d}.nii.gz")
+        values = values.clip(0).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), folder / f"volume_{i:04d}.nii.gz")
 
 
 def evaluate(work: Path, scans: list[Path], n: int, options: list[str]) -> dict[str, Any]:
