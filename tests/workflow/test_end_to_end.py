@@ -150,9 +150,11 @@ def test_runs_are_compared(project):
     assert timing["hardware"]["network"]["name"] and timing["hardware"]["decode"]["threads"] >= 1
 
 
-def test_snakemakes_own_report(project):
-    project.snakemake("--report", "report.html")
-    assert (project.folder / "report.html").stat().st_size > 100_000
+def test_snakemakes_own_report_after_a_fresh_run_and_a_second_one(project):
+    for name in ("fresh.html", "second.html"):
+        project.snakemake("--report", name)
+        assert (project.folder / name).stat().st_size > 100_000
+        project.snakemake()
 
 
 def test_new_scans_cost_only_themselves(project, bids):
