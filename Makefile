@@ -22,16 +22,16 @@ demo: install
 	$(BIN)/snakemake
 	@echo "The report: results/releases/demo/report/index.html"
 
-# Side by side, since neither keeps two cores busy: units on one thread, the workflow's jobs beside them. What each said comes
-# when it has ended.
+# Side by side, since neither keeps two cores busy: units on one thread and then Slurm, which mostly waits, and the workflow's
+# other tests. What each said comes when it has ended.
 test: install slurm
 	$(MAKE) --jobs=2 --output-sync=target test-units test-workflow
 
 test-units: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/workflow/test_slurm.py
 
 test-workflow: install
-	$(BIN)/python -m pytest tests/workflow
+	$(BIN)/python -m pytest tests/workflow --ignore tests/workflow/test_slurm.py
 
 # tests/workflow/test_slurm.py starts a Slurm of its own: its packages, where this is root on Debian or Ubuntu
 slurm:
