@@ -18,11 +18,12 @@ from neuromf.flow import MeanFlowUNet
 from neuromf.flow.objective import settled
 
 MOMENTS = 2  # of AdamW, per parameter
+WORKSPACE_BYTES = 32 * 2**20  # of oneDNN and the like: 6 to 200 MiB were measured (benchmarks/memory.py)
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What one process of a training holds at its peak, libraries aside.
+    """What one process of a training holds at its peak, the libraries' code aside.
 
     Attributes:
         parameters: of the network.
@@ -36,15 +37,15 @@ class TrainingMemory:
 
     @property
     def bytes(self) -> int:
-        return self.states + self.working
+        return self.states + self.working + WORKSPACE_BYTES
 
 
 def training_memory(config: Config) -> TrainingMemory:
     """Return what a run's training takes on each device.
 
     The passes of one update and their backward passes are run on tensors that have shapes and no data (`FakeTensorMode`),
-    and the bytes of all that live at once are counted: nothing is allocated. What libraries take for themselves (workspaces
-    of cuDNN and oneDNN, CUDA's context, gaps that an allocator leaves) is not in it.
+    and the bytes of all that live at once are counted: nothing is allocated. What libraries take for themselves is in it as
+    an allowance for their workspaces; CUDA's context and the gaps that an allocator leaves are not.
 
     Args:
         config: the run's own (`Config.for_run`).
