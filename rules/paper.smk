@@ -158,7 +158,7 @@ rule report:
         metrics=f"{EVALUATION}/metrics.parquet",
         scans=f"{EVALUATION}/scans.parquet",
         reconstructions=f"{EVALUATION}/reconstructions",
-        codec_gate=f"{EVALUATION}/codec_gate.tsv",
+        codec_gate=CODEC_GATE,
         codec_picture=f"{RELEASE_FOLDER}/paper/codec_worst.png",
         latents=f"{EVALUATION}/latents.json",
         spectra=f"{EVALUATION}/spectra.parquet",
