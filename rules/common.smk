@@ -12,7 +12,7 @@ from neuromf.lock import remove_stale_locks
 from neuromf.planning.jobs import planned_jobs, write_call
 from neuromf.planning.retraining import keep_replaced
 from neuromf.provenance import code_hash
-from neuromf.shards import bring_back_table, keep_table, lost_note, note_lost_files
+from neuromf.planning.lost import bring_back_table, keep_table, lost_note, note_lost_files
 from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent

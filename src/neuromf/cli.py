@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from neuromf import __version__
 
@@ -152,7 +153,15 @@ def evaluate(
         print(write_comparison(out))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+class _Forwarding(TyperCommand):
+    """A command whose unknown arguments are another program's, its `--` included, which would be dropped as our own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        first = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*args[:first], *args[first : first + 1], *args[first:]])
+
+
+@app.command(cls=_Forwarding, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def plan(
     context: typer.Context,
     max_gpu_hours: Annotated[

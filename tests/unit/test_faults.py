@@ -28,10 +28,11 @@ from neuromf.evaluation.scans import Grid, Reference, ScanSet, write_reference
 from neuromf.generation.energy import Cost
 from neuromf.generation.generate import SampledLatents, write_latents
 from neuromf.latents.encode import encode_shard
+from neuromf.planning.lost import note_lost_files
 from neuromf.preprocess.bias_field import bias_correct_shard
 from neuromf.preprocess.conform import conform_shard
 from neuromf.preprocess.skull_strip import skull_strip_shard
-from neuromf.shards import ShardError, note_lost_files
+from neuromf.shards import ShardError
 from neuromf.tables import ManifestRow, Scan, StorageError
 from neuromf.training.checkpoint import Progress, export_model, save_progress
 from neuromf.training.logbook import Table

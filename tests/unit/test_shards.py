@@ -16,12 +16,8 @@ import pytest
 from neuromf.shards import (
     ShardError,
     Task,
-    bring_back_table,
     check_failures,
     finished_scans,
-    keep_table,
-    lost_note,
-    note_lost_files,
     run_shard,
 )
 from neuromf.tables import ManifestRow, read_manifest, write_manifest
@@ -156,23 +152,6 @@ def test_what_is_unchanged_and_intact_is_skipped(tmp_path: Path, shard: Shard) -
     assert shard(todo, settings={"a": 2}, code="v2")[0] == ["a", "b", "c"]
 
 
-def test_lost_and_cut_files_are_noted_once_until_they_are_made_again(tmp_path: Path, shard: Shard) -> None:
-    todo = tasks(tmp_path, {"a": "1", "b": "22", "bad": "-1"})
-    shard(todo)
-    manifest, nowhere = shard.manifest, shard.manifest.with_name("no-such-shard.tsv")
-    assert note_lost_files([manifest, nowhere]) == [] and lost_note(manifest) == lost_note(nowhere) == ""
-    (tmp_path / "out" / "b.txt").write_text("4")  # cut
-    assert [path.name for path in note_lost_files([manifest])] == ["b.txt"]
-    noted = lost_note(manifest)
-    assert "b.txt" in noted and note_lost_files([manifest]) and lost_note(manifest) == noted, "whoever asks again"
-    assert shard(todo)[0] == ["b", "bad"]
-    assert note_lost_files([manifest]) == [] and lost_note(manifest) == noted, (
-        "made again, and no reason to run once more"
-    )
-    (tmp_path / "out" / "b.txt").unlink()
-    assert note_lost_files([manifest]) and lost_note(manifest) != noted, "lost once more"
-
-
 def test_failed_scans_are_tried_again_and_leave_no_stale_output(tmp_path: Path, shard: Shard) -> None:
     shard(tasks(tmp_path, {"a": "1", "b": "2"}))
     worked, rows = shard(tasks(tmp_path, {"a": "1", "b": "-2"}))
@@ -232,20 +211,3 @@ def test_finished_scans_are_those_whose_files_are_whole(stage: ModuleType, tmp_p
     assert {name: path.resolve() for name, path in finished_scans(manifest).items()} == {
         "good": (tmp_path / "out" / "good.txt").resolve()
     }
-
-
-def test_a_gates_table_that_snakemake_deleted_comes_back_with_a_note(tmp_path):
-    table = tmp_path / "failed.tsv"
-    bring_back_table(table)
-    assert not table.exists() and lost_note(table) == "", "a gate that never passed has nothing to come back"
-    table.write_text("passed")
-    keep_table(table)
-    bring_back_table(table)
-    assert lost_note(table) == "", "it is there"
-    notes = set()
-    for _ in range(2):
-        table.unlink()
-        bring_back_table(table)
-        assert table.read_text() == "passed"
-        notes.add(lost_note(table))
-    assert len(notes) == 2 and "" not in notes, "each time its job is to run again"

@@ -18,7 +18,7 @@ from neuromf.tables import write_json
 
 Kind = Literal["new", "missing file", "new data", "setting", "code", "environment", "interrupted", "asked for", "after"]
 DATA = ("rows", "release")  # params that stand for rows of tables
-LOST = "lost"  # param that notes the files of a shard which are gone (`neuromf.shards.lost_note`)
+LOST = "lost"  # param that notes the files of a shard which are gone (`neuromf.planning.lost.lost_note`)
 DERIVED = ("upstream", "identity")  # hashes of what made the inputs: they change with other jobs
 _NAMED = 3  # rules named of those that a job comes after
 _LONGEST = 40  # characters of a setting's value that are shown

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from neuromf.cli import app
 from neuromf.planning import plan
 from neuromf.planning.jobs import Call, Job, Kind
 from neuromf.planning.plan import Plan, PlanError, describe, make_plan
@@ -101,3 +103,18 @@ def test_scans_of_a_rule_are_counted_over_its_reasons(planned) -> None:
     made = planned(lost("0000"), lost("0001"))
     assert [line.scans for line in made.lines] == [1, 2]
     assert "2 jobs, 3 scans to work on" in describe(made)
+
+
+@pytest.mark.parametrize(
+    "given", (["encode_all", "--config", "release=a"], ["--config", "a=1", "--", "encode_all"], ["--", "x", "--", "y"])
+)
+def test_snakemakes_arguments_reach_it_as_they_were_given(given: list[str], monkeypatch) -> None:
+    asked: list[list[str]] = []
+
+    def refuse(arguments: list[str]) -> Plan:
+        asked.append(arguments)
+        raise PlanError("enough")
+
+    monkeypatch.setattr(plan, "make_plan", refuse)
+    CliRunner().invoke(app, ["plan", "--max-gpu-hours", "3", *given])
+    assert asked == [given]
