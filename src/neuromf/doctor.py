@@ -9,39 +9,34 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 import psutil
 import yaml
-from numpy.typing import NDArray
 
 from neuromf import config as configuration
 from neuromf import environment, gpu, meshnet
 from neuromf.codec.weights import perceptual_files, weights_path
-from neuromf.config import Codec, Config, Conform
+from neuromf.cohort.field_of_view import cut_fractions, extent, stripped_brains, template_brain
+from neuromf.config import Codec, Config
 from neuromf.evaluation.extractors.published import WEIGHTS, weights_file
 from neuromf.evaluation.morphometry.synthseg import find_synthseg
 from neuromf.planning.plan import PlanError, make_plan, size
 from neuromf.preprocess.conform import share_outside
 from neuromf.preprocess.synthstrip import find_synthstrip
-from neuromf.tables import SPLITS, Cohort, check_release, file_sha256, read_cohort, read_manifest, read_release
-from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
+from neuromf.tables import SPLITS, Cohort, check_release, file_sha256, read_cohort, read_release
 
 Status = Literal["ok", "warning", "blocker"]
-Floats = NDArray[np.float64]
 # Of the libraries: on a CPU what a training's process takes before its first update; on a GPU an allowance for CUDA's
 # context, cuDNN and the allocator's gaps, which was not measured.
 LIBRARY_BYTES = 2**30
 CPU_FACTOR = 2  # what passes take of a CPU's memory over what their tensors need (benchmarks/memory.py)
 NEARLY = 0.8  # of what there is: more is a warning
-LOOKED_AT = 32  # scans whose size is looked at before any was conformed
 
 
 @dataclass(frozen=True)
@@ -274,16 +269,16 @@ def check_field_of_view(patient: Patient) -> Iterator[Finding]:
     conform = patient.config.preprocess.conform
     crop = np.array(conform.shape) * conform.spacing_mm
     wanted = 1.1 * crop
-    if cut := [share for cohort in patient.cohorts() for share in _cut_fractions(cohort, conform)]:
+    if cut := [share for cohort in patient.cohorts() for share in cut_fractions(cohort, conform)]:
         what = f"of {len(cut)} scans conformed so far"
-    elif brains := [brain for cohort in patient.cohorts() for brain in _stripped_brains(cohort)]:
+    elif brains := [brain for cohort in patient.cohorts() for brain in stripped_brains(cohort)]:
         cut = [share_outside(brain, conform) for brain in brains]
-        wanted = np.max([_extent(brain) for brain in brains], axis=0)
+        wanted = np.max([extent(brain) for brain in brains], axis=0)
         what = f"of {len(cut)} stripped scans looked at, the largest {_millimetres(wanted)}"
     else:
-        brain = _template_brain()
-        cut, wanted = [share_outside(brain, conform)], 1.1 * _extent(brain)
-        what = f"no brain is known yet; of ICBM152's alone, {_millimetres(_extent(brain))}"
+        brain = template_brain()
+        cut, wanted = [share_outside(brain, conform)], 1.1 * extent(brain)
+        what = f"no brain is known yet; of ICBM152's alone, {_millimetres(extent(brain))}"
     beyond = sum(share > conform.max_cut_fraction for share in cut)
     found = (
         f"{what}, {beyond} ({beyond / len(cut):.0%}) lose more than {conform.max_cut_fraction:.0%} of the brain to the grid"
@@ -368,44 +363,5 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-def _cut_fractions(cohort: Cohort, conform: Conform) -> list[float]:
-    """Return the share of the brain that each scan of a cohort lost which was conformed to the grid of now."""
-    shares: list[float] = []
-    for manifest in sorted(Path(f"results/cohorts/{cohort.name}/preprocessed/manifests/conform").glob("shard-*.tsv")):
-        rows = [row for row in read_manifest(manifest) if row.ok and (manifest.parent / row.file).is_file()]
-        if rows and _on_grid(manifest.parent / rows[0].file, conform):
-            shares += [float(row.figures["cut_fraction"]) for row in rows]
-    return shares
-
-
-def _on_grid(path: Path, conform: Conform) -> bool:
-    image = read_volume(path)
-    return image.shape == conform.shape and np.allclose(voxel_sizes(image.affine), conform.spacing_mm, rtol=1e-3)
-
-
-def _stripped_brains(cohort: Cohort) -> list[nib.Nifti1Image]:
-    """Return the brain masks of some of a cohort's stripped scans; those that cannot be read will be failed rows."""
-    scans = [scan for scan in cohort.scans if scan.skull_stripped]
-    brains = []
-    for scan in scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]:
-        with suppress(VolumeError):
-            image = read_volume(cohort.root / scan.image)
-            brains.append(nib.Nifti1Image((np.asarray(image.dataobj) != 0).astype(np.uint8), image.affine))
-    return brains
-
-
-def _template_brain() -> nib.Nifti1Image:
-    from nilearn.datasets import load_mni152_brain_mask
-
-    return load_mni152_brain_mask(resolution=2)
-
-
-def _extent(brain: nib.Nifti1Image) -> Floats:
-    """Return the extent of a brain mask in mm along R, A and S, (3,)."""
-    brain = to_ras(brain)
-    inside = np.argwhere(np.asarray(brain.dataobj) > 0)
-    return (np.ptp(inside, axis=0) + 1) * voxel_sizes(brain.affine)
-
-
-def _millimetres(extent: Floats) -> str:
-    return f"{'×'.join(f'{side:.0f}' for side in extent)} mm"
+def _millimetres(sides: Iterable[float]) -> str:
+    return f"{'×'.join(f'{side:.0f}' for side in sides)} mm"

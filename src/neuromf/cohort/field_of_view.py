@@ -1,0 +1,56 @@
+"""How large the brains of a cohort are beside the grid that they are brought to."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from neuromf.config import Conform
+from neuromf.tables import Cohort, read_manifest
+from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
+
+LOOKED_AT = 32  # scans of a cohort, before any was conformed
+
+
+def cut_fractions(cohort: Cohort, conform: Conform) -> list[float]:
+    """Return the share of the brain that each scan of a cohort lost which was conformed to the grid of now."""
+    shares: list[float] = []
+    for manifest in sorted(Path(f"results/cohorts/{cohort.name}/preprocessed/manifests/conform").glob("shard-*.tsv")):
+        rows = [row for row in read_manifest(manifest) if row.ok and (manifest.parent / row.file).is_file()]
+        if rows and _on_grid(manifest.parent / rows[0].file, conform):
+            shares += [float(row.figures["cut_fraction"]) for row in rows]
+    return shares
+
+
+def _on_grid(path: Path, conform: Conform) -> bool:
+    image = read_volume(path)
+    return image.shape == conform.shape and np.allclose(voxel_sizes(image.affine), conform.spacing_mm, rtol=1e-3)
+
+
+def stripped_brains(cohort: Cohort) -> list[nib.Nifti1Image]:
+    """Return the brain masks of some of a cohort's stripped scans; those that cannot be read will be failed rows."""
+    scans = [scan for scan in cohort.scans if scan.skull_stripped]
+    brains = []
+    for scan in scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]:
+        with suppress(VolumeError):
+            image = read_volume(cohort.root / scan.image)
+            brains.append(nib.Nifti1Image((np.asarray(image.dataobj) != 0).astype(np.uint8), image.affine))
+    return brains
+
+
+def template_brain() -> nib.Nifti1Image:
+    """Return the brain mask of the ICBM152 template, 2 mm voxels."""
+    from nilearn.datasets import load_mni152_brain_mask
+
+    return load_mni152_brain_mask(resolution=2)
+
+
+def extent(brain: nib.Nifti1Image) -> NDArray[np.float64]:
+    """Return the extent of a brain mask in mm along R, A and S, (3,)."""
+    brain = to_ras(brain)
+    inside = np.argwhere(np.asarray(brain.dataobj) > 0)
+    return (np.ptp(inside, axis=0) + 1) * voxel_sizes(brain.affine)
