@@ -91,6 +91,16 @@ def to_ras(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return nib.as_closest_canonical(image)
 
 
+def is_oriented(path: Path) -> bool:
+    """Return whether a volume's header says where right, anterior and superior are: a sform or qform of a code above 0.
+
+    Raises:
+        VolumeError: as `read_volume` where it opens the file.
+    """
+    image = _open(path)
+    return any(_form(path, image, name) is not None for name in ("sform", "qform"))
+
+
 def voxel_sizes(affine: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return the voxels' edge lengths (3,) in mm."""
     return nib.affines.voxel_sizes(affine)

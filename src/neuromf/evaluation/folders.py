@@ -25,7 +25,7 @@ from neuromf.evaluation.features import array_sha256
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
 from neuromf.tables import TableError, content_hash, file_sha256, read_json, write_json
-from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, read_volume, to_ras, voxel_sizes
+from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, is_oriented, read_volume, to_ras, voxel_sizes
 
 Intensity = Literal["keep", "percentile"]
 RANGES = (1.0, 255.0)  # nominal ranges [0, upper end] that are kept
@@ -33,6 +33,8 @@ TOLERANCE = 0.05  # of the range: what interpolation may overshoot
 PERCENTILE = 99.5  # of the brain's voxels, mapped to 1 by the rule `percentile`
 MARGIN = 2  # voxels around the largest brain
 LEAST_LEVELS = 16  # different values in a brain; a mask has one or two, a scan of bytes many more
+OBLIQUE = 5.0  # degrees: less is how a head lies
+BRIGHTER = 1.25  # ratio of two folders' brains above which they are called different
 MULTIPLE = 8  # of voxels a side, for the networks' halvings
 _SAME_SPACING = 1e-3  # relative
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class Found:
     sha256: str
     voxels_sha256: str  # of the voxels in RAS: the same for a scan that was packed or turned otherwise
     axes: str  # of the file, e.g. LAS
+    oriented: bool  # whether the header says so, or the axes are a guess
+    oblique: float  # largest angle in degrees between an axis and the nearest of R, A, S
     shape: tuple[int, int, int]
     voxel_mm: tuple[float, float, float]
     low: float
@@ -139,11 +143,14 @@ def common_rules(
     """Return how the volumes of all folders are brought to one grid and range.
 
     Raises:
-        EvaluationError: intensities that cannot be compared, with the file, its values and the remedy.
+        EvaluationError: intensities or orientations that cannot be compared, with the file, its values and the remedy.
     """
     every = [found for one in sets.values() for found in one]
     _check_background(every, scaled=intensity == "percentile")
+    _check_orientation(sets)
     upper = _common_range(every) if intensity == "keep" else None
+    if upper is not None:
+        _tell_brightness(sets, upper)
     first = every[0]
     shared = all(
         found.axes == "RAS" and found.shape == first.shape and np.allclose(found.voxel_mm, first.voxel_mm[0], rtol=1e-3)
@@ -201,6 +208,7 @@ def volumes(founds: Sequence[Found], rules: Rules, *, label: str) -> Iterator[tu
 def _look_at(path: Path) -> dict[str, object]:
     image = read_volume(path)
     axes = "".join(nib.aff2axcodes(image.affine))
+    oblique = float(np.degrees(nib.affines.obliquity(image.affine)).max())
     image = to_ras(image)
     data = np.asarray(image.dataobj, dtype=np.float32)
     top = float(np.percentile(data, 99.9))
@@ -218,6 +226,8 @@ def _look_at(path: Path) -> dict[str, object]:
     return {
         "voxels_sha256": array_sha256(data),
         "axes": axes,
+        "oriented": is_oriented(path),
+        "oblique": round(oblique, 2),
         "shape": tuple(int(n) for n in data.shape),
         "voxel_mm": tuple(round(float(size), 5) for size in sizes),
         "low": float(data.min()),
@@ -261,6 +271,38 @@ def _check_background(every: Sequence[Found], *, scaled: bool) -> None:
             raise EvaluationError(
                 f"{found.path} has intensities from {found.low:g} to {found.high:g}; shift it so that the background is 0"
             )
+
+
+def _check_orientation(sets: Mapping[str, Sequence[Found]]) -> None:
+    """Refuse volumes of unknown orientation beside those of a known one; tell of what is taken as it is."""
+    every = [found for one in sets.values() for found in one]
+    guessed = [found for found in every if not found.oriented]
+    if guessed and (known := [found for found in every if found.oriented]):
+        raise EvaluationError(
+            f"{guessed[0].path} has neither sform nor qform, so nobody knows which side is left; {known[0].path} says it"
+            f" ({known[0].axes}). Save the {len(guessed)} volumes without it with their affine, e.g."
+            " nibabel.Nifti1Image(data, affine)"
+        )
+    if guessed:
+        log.warning("no volume has a sform or qform: their axes are taken as %s, alike in all folders", guessed[0].axes)
+    for name, one in sets.items():
+        angles = [found.oblique for found in one if found.oblique > OBLIQUE]
+        if angles:
+            log.warning(
+                "%s: %d of %d volumes are oblique, by up to %.0f°; axes go to the nearest of R, A, S, the rotation stays",
+                name, len(angles), len(one), max(angles),
+            )  # fmt: skip
+
+
+def _tell_brightness(sets: Mapping[str, Sequence[Found]], upper: float) -> None:
+    """Tell of folders whose brains are brighter than another's: of one range, but perhaps not scaled alike."""
+    bright = {name: float(np.median([found.brain_high for found in one])) / upper for name, one in sets.items()}
+    if max(bright.values()) > BRIGHTER * min(bright.values()):
+        told = ", ".join(f"{value:.2f} ({name})" for name, value in bright.items())
+        log.warning(
+            "the brains' %sth percentile is %s of the range in the median: a difference that every figure sees. If the"
+            " folders were scaled differently, pass `--intensity percentile`", PERCENTILE, told,
+        )  # fmt: skip
 
 
 def _rounded_up(sides: Sequence[int]) -> tuple[int, int, int]:

@@ -123,6 +123,43 @@ def test_other_intensity_ranges_are_refused_or_scaled_alike(tmp_path, write, sca
     assert rules.upper is None and np.allclose(a, b, atol=1e-5) and a.max() == 1
 
 
+def test_a_folder_of_darker_brains_is_told_of(tmp_path, write, caplog):
+    write("a.nii.gz", 0), write("b.nii.gz", 0, scale=0.9), write("c.nii.gz", 0, scale=0.5)
+    a, b, c = found_in(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
+    common_rules({"real": [a], "synthetic": [b]})
+    assert not caplog.text
+    assert common_rules({"real": [a], "synthetic": [c]}).upper == 1.0
+    assert (
+        "(real)" in caplog.text
+        and "(synthetic) of the range" in caplog.text
+        and "--intensity percentile" in caplog.text
+    )
+    caplog.clear()
+    common_rules({"real": [a], "synthetic": [c]}, intensity="percentile")
+    assert not caplog.text
+
+
+def test_an_unknown_orientation_beside_a_known_one_is_refused(tmp_path, write, brain, caplog):
+    write("a.nii.gz")
+    for name in ("b.nii.gz", "c.nii.gz"):
+        nib.save(nib.Nifti1Image(brain(0), None), tmp_path / name)
+    a, b, c = found_in(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
+    with pytest.raises(EvaluationError, match=r"b\.nii\.gz has neither sform nor qform.*a\.nii\.gz says it \(RAS\)"):
+        common_rules({"real": [a], "synthetic": [b]})
+    assert common_rules({"real": [b], "synthetic": [c]}) and "no volume has a sform or qform" in caplog.text
+
+
+def test_oblique_volumes_are_told_of(tmp_path, brain, caplog):
+    angle = np.radians(20)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    for name, matrix in (("a.nii.gz", np.eye(3)), ("b.nii.gz", turn)):
+        write_volume(tmp_path / name, brain(0), nib.affines.from_matvec(6 * matrix), np.float32)
+    a, b = found_in(tmp_path, "a.nii.gz", "b.nii.gz")
+    assert (a.oblique, b.oblique) == (0, pytest.approx(20, abs=0.01))
+    common_rules({"real": [a], "synthetic": [b]})
+    assert "synthetic: 1 of 1 volumes are oblique, by up to 20°" in caplog.text and "real: " not in caplog.text
+
+
 def test_a_background_that_is_not_zero_is_refused_by_the_percentile_rule(tmp_path, write, brain):
     write_volume(tmp_path / "z.nii.gz", brain(0) * 5 - 1, np.eye(4) * 6, np.float32)
     found = found_in(tmp_path, "z.nii.gz")
