@@ -610,13 +610,12 @@ def load(settings: Mapping[str, Any], presets: Path) -> Config:
     preset = settings.get("preset")
     base: Mapping[str, Any] = {}
     if preset is not None:
-        path = presets / f"{preset}.yaml"
-        if not path.is_file():
-            known = sorted(p.stem for p in presets.glob("*.yaml"))
+        known = {path.stem: path for path in sorted(presets.glob("*.yaml"))}
+        if str(preset) not in known:
             raise ConfigError(
-                f"preset: no preset {preset!r} in {presets}{_nearest(str(preset), known)}; known: {known}"
+                f"preset: no preset {preset!r} in {presets}{_nearest(str(preset), known)}; known: {list(known)}"
             )
-        base = read_yaml(path)
+        base = read_yaml(known[str(preset)])
     return validate(overlay(base, settings))
 
 

@@ -60,6 +60,7 @@ def read_labels(path: Path) -> nib.Nifti1Image:
     kind = image.get_data_dtype()
     if kind.kind not in "biu":
         raise VolumeError(f"{path} has voxels of type {kind}; labels are integers")
+    _check_affines(path, image)
     return nib.Nifti1Image(_array(path, image, kind), image.affine, dtype=kind)
 
 
@@ -185,7 +186,7 @@ def _check_affines(path: Path, image: nib.Nifti1Image) -> None:
     or turned by more than 45°, where nobody can know which one is true. A moved or slightly turned one is a registration."""
     sform, qform = _form(path, image, "sform"), _form(path, image, "qform")
     for affine in (image.affine, sform, qform):
-        if affine is not None and not (np.isfinite(affine).all() and 1e-6 <= abs(np.linalg.det(affine[:3, :3])) <= 1e6):
+        if affine is not None and not _invertible(affine):
             raise VolumeError(f"{path} has an affine that cannot be inverted; repair its sform and qform")
     if sform is None or qform is None:
         return
@@ -198,6 +199,12 @@ def _check_affines(path: Path, image: nib.Nifti1Image) -> None:
             f"{path}: its sform ({axes[0]}, {sizes[0].round(3)} mm) and qform ({axes[1]}, {sizes[1].round(3)} mm) disagree;"
             " repair the wrong one, for instance with fslorient -copysform2qform"
         )
+
+
+def _invertible(affine: NDArray[np.floating]) -> bool:
+    """Whether an affine is one of voxels between a hundredth and a hundred mm, and each axis has a direction of its own."""
+    plausible = np.isfinite(affine).all() and 1e-6 <= abs(np.linalg.det(affine[:3, :3])) <= 1e6
+    return bool(plausible) and None not in nib.aff2axcodes(affine)
 
 
 def _form(path: Path, image: nib.Nifti1Image, name: str) -> NDArray[np.floating] | None:

@@ -57,9 +57,9 @@ def claiming_more(path: Path) -> None:
     path.write_bytes(gzip.compress(content))
 
 
-def with_form(path: Path, qform: np.ndarray) -> None:
+def with_form(path: Path, qform: np.ndarray, sform: np.ndarray = AFFINE) -> None:
     image = nib.Nifti1Image(scan(), AFFINE)
-    image.set_sform(AFFINE, code=2)
+    image.set_sform(sform, code=2)
     image.set_qform(qform, code=1)
     nib.save(image, path)
 
@@ -124,6 +124,23 @@ def test_faulty_files_are_refused_with_their_own_reason(tmp_path: Path, fault: s
     with pytest.raises(VolumeError, match=reason) as caught:
         read_volume(path)
     assert str(path) in str(caught.value)
+
+
+def test_an_affine_that_is_singular_in_double_precision_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii.gz"
+    with_form(path, AFFINE, np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0, 2.5e18, 7, 0], [0, 0, 0, 1]]))
+    with pytest.raises(VolumeError, match="affine that cannot be inverted"):
+        read_volume(path)
+
+
+def test_labels_with_an_affine_of_nan_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "labels.nii"
+    nib.save(nib.Nifti1Image(np.ones((SIDE,) * 3, np.uint8), AFFINE), path)
+    content = bytearray(path.read_bytes())
+    content[312:316] = np.float32(np.nan).tobytes()  # srow_z
+    path.write_bytes(content)
+    with pytest.raises(VolumeError, match=r"labels\.nii has an affine that cannot be inverted"):
+        read_labels(path)
 
 
 def test_no_flipped_bit_of_a_zipped_volume_is_read(tmp_path: Path) -> None:

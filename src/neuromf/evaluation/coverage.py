@@ -28,10 +28,11 @@ def coverage_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Boots
     - density: how many balls (fifth neighbour) of y hold a row of x, divided by five; about 1 for equal sets;
     - coverage: share of y whose ball (fifth neighbour) holds a row of x.
 
-    A resample draws scans of both sets. Radii stay those of all rows, and what the set that is not averaged over adds is
-    linearised: each of its scans shifts the figure by what would be lost without it, times how much more often than once it
-    is drawn (the infinitesimal jackknife; Efron 1982). Dropping its scans as they are drawn would bias every draw downwards.
-    Too few rows have no value.
+    A resample draws scans of both sets. What the set that is not averaged over adds is linearised: each of its scans shifts
+    the figure by what would be lost without it, times how much more often than once it is drawn (the infinitesimal
+    jackknife; Efron 1982). Dropping its scans as they are drawn would bias every draw downwards. Radii stay those of all
+    rows, but for density: there the other balls' growth without a scan is part of what it adds, or intervals would be a
+    quarter too short; the shares' hold without it. Too few rows have no value.
     """
     missing = Bootstrap(None, None, len(x))
     values = {}
@@ -45,7 +46,7 @@ def coverage_bootstraps(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Boots
             lost = _lost(inside.only_point, points, len(balls.values))
             values[name] = _mean(inside.points_in_ball > 0, balls, lost, settings, len(x), stream=1)
         elif name == "density":
-            lost = np.add.reduceat(inside.points_in_ball, balls.starts) / (neighbours * len(points.values))
+            lost = _lost_density(points, balls, neighbours)
             values[name] = _mean(inside.balls_of_point / neighbours, points, lost, settings, len(x), stream=0)
         else:
             lost = _lost(inside.only_ball, balls, len(points.values))
@@ -100,11 +101,40 @@ def _lost(only: NDArray[np.int64], rows: Rows, n: int) -> Array:
     return np.bincount(only[only >= 0], minlength=len(rows)) / n
 
 
+def _lost_density(points: Rows, balls: Rows, neighbours: int) -> Array:
+    """Return what density loses without each scan of the balls, (scans,): its balls, less what the others' gain in points
+    as they grow to the next neighbour."""
+    values, others = (torch.from_numpy(np.asarray(rows.values, dtype=np.float64)) for rows in (balls, points))
+    scan_of = torch.from_numpy(np.repeat(np.arange(len(balls)), balls.counts))
+    lost = torch.zeros(len(balls), dtype=torch.float64)
+    reach = min(len(values), neighbours + 1 + int(balls.counts.max()))  # with a scan left out there are still enough
+    for part in torch.arange(len(values)).split(max(1, _CHUNK_ENTRIES // max(len(values), len(others)))):
+        near = _distance(values[part], values).topk(
+            reach, largest=False
+        )  # the row itself is the first of its neighbours
+        scans = scan_of[near.indices]
+        held = _distance(values[part], others).sort(dim=1).values
+        before = torch.searchsorted(held, near.values[:, neighbours, None].contiguous())[:, 0]
+        lost.index_add_(0, scan_of[part], before.double())
+        for place in range(neighbours + 1):
+            left_out = scans[:, place]
+            is_new = (left_out != scan_of[part]) & (scans[:, :place] != left_out[:, None]).all(dim=1)
+            rank = (scans != left_out[:, None]).cumsum(dim=1)
+            next_place = (rank == neighbours + 1).int().argmax(dim=1).where(rank[:, -1] > neighbours, neighbours)
+            grown = torch.searchsorted(held, near.values.gather(1, next_place[:, None]))[:, 0]
+            lost.index_add_(0, left_out[is_new], (before - grown)[is_new].double())
+    return lost.numpy() / (neighbours * len(others))
+
+
 def _distances(x: NDArray[np.floating], y: NDArray[np.floating]):
     """Yield the distances of x's rows to all rows of y, some rows at a time, in double precision."""
     left, right = (torch.from_numpy(np.asarray(rows, dtype=np.float64)) for rows in (x, y))
     for part in left.split(max(1, _CHUNK_ENTRIES // len(right))):
-        yield torch.cdist(part, right, compute_mode="donot_use_mm_for_euclid_dist")
+        yield _distance(part, right)
+
+
+def _distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _mean(values: NDArray, rows: Rows, lost: Array, settings: Evaluate, n: int, *, stream: int) -> Bootstrap:
