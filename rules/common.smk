@@ -95,6 +95,11 @@ def check_job_arrays():
 
 
 CPU_JOB = {"mem_mb": grows(4000), "runtime": grows(120)}
+EVALUATION_JOB = {  # a description of each real scan, read or made: 0.2 MB and at most some three seconds
+    "mem_mb": grows(6000 + len(RELEASE) // 5),
+    "runtime": grows(120 + len(RELEASE) // 20),
+    "gpu": 0 if CONFIG.device == "cpu" else 1,
+}
 NETWORK_JOB = {"mem_mb": grows(6000), "runtime": grows(120), "gpu": 0 if CONFIG.device == "cpu" else 1}
 
 

@@ -30,7 +30,7 @@ rule evaluate_reference:
         "../envs/neuromf.yaml"
     threads: 1
     resources:
-        **NETWORK_JOB,
+        **EVALUATION_JOB,
         stamp=stamp("evaluate_reference"),
         device=CONFIG.device,
         weights_dir=weights_folder(),
@@ -61,7 +61,7 @@ rule evaluate_samples:
         "../envs/neuromf.yaml"
     threads: 1
     resources:
-        **NETWORK_JOB,
+        **EVALUATION_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
         cache=f"{EVALUATION}/cache",
@@ -89,7 +89,7 @@ rule evaluate_noise:
         "../envs/neuromf.yaml"
     threads: 1
     resources:
-        **NETWORK_JOB,
+        **EVALUATION_JOB,
         device=CONFIG.device,
         weights_dir=weights_folder(),
         cache=f"{EVALUATION}/cache",
@@ -226,7 +226,7 @@ rule differences:
         **CPU_JOB,
         cache=f"{EVALUATION}/cache",
     params:
-        settings=INTERVALS,
+        settings=INTERVALS | {"compared": CONFIG.evaluate.compared},
         code=code("differences", "neuromf.evaluation.differences:compare_sample_sets"),
     script:
         "../workflow_scripts/differences.py"

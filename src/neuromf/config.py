@@ -466,6 +466,13 @@ class Evaluate(Section):
     segmenters: tuple[Literal["tissues", "subcortical", "aparc50", "atropos", "synthseg"], ...] = setting(
         (), "Segmenters whose regional volumes are compared (docs/evaluation.md): minutes a scan on a CPU but `tissues`"
     )
+    compared: int = setting(
+        5000,
+        "Scans of a split, and volumes of a folder of samples, whose distributions of features are compared at most; the"
+        " search for copies takes all",
+        unit="scans",
+        ge=2,
+    )
     segmented: int = setting(
         256, "Real scans, and volumes of each folder of samples, that are segmented at most", unit="scans", ge=2
     )

@@ -57,7 +57,7 @@ from neuromf.evaluation.morphometry.regions import describe_regions
 from neuromf.evaluation.morphometry.segmentation import Scan
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import METRIC_COLUMNS, SCAN_COLUMNS, SPECTRUM_COLUMNS, Part, read_parquet, write_parquet
-from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, join
+from neuromf.evaluation.scans import EvaluationError, ScanSet, describe, extractors_of, join
 from neuromf.evaluation.spectrum import add_spectrum
 from neuromf.provenance import code_hash, git_commit
 from neuromf.tables import content_hash, write_json
@@ -107,7 +107,12 @@ def evaluate_folders(
     found = {name: survey(volume_files(folder), cache, label=name) for name, folder in folders.items()}
     _warn_of_copies(found)
     rules = common_rules(found, spacing_mm=spacing_mm, intensity=intensity)
-    sets = {name: _describe(one, folders[name], rules, loaded, cache, label=name) for name, one in found.items()}
+    sets = {
+        name: _describe(
+            one, folders[name], rules, loaded, cache, label=name, most=(name != "train") * settings.compared
+        )
+        for name, one in found.items()
+    }
 
     floor, figures = Part("folders", "real"), Part("folders", "synthetic")
     features = _add_distances(floor, figures, sets, loaded, cache, settings)
@@ -202,12 +207,24 @@ def _load(
 
 
 def _describe(
-    found: Sequence[Found], folder: Path, rules: Rules, extractors: Sequence[Extractor], cache: Path, *, label: str
+    found: Sequence[Found],
+    folder: Path,
+    rules: Rules,
+    extractors: Sequence[Extractor],
+    cache: Path,
+    *,
+    label: str,
+    most: int,
 ) -> ScanSet:
     names = [volume_name(Path(one.path).relative_to(folder)) for one in found]
     described = [
-        describe(name, volume, rules.key(one), extractors, cache, rules.grid)
-        for name, (one, volume) in zip(names, volumes(found, rules, label=f"{label}: features"), strict=True)
+        describe(name, volume, rules.key(one), own, cache, rules.grid)
+        for name, own, (one, volume) in zip(
+            names,
+            extractors_of(names, extractors, most),
+            volumes(found, rules, label=f"{label}: features"),
+            strict=True,
+        )
     ]
     return join(described)
 
@@ -237,21 +254,21 @@ def _add_distances(
     """Add what compares the synthetic with the real features and, as the floor, one random half of the real with the
     other; return how many features each extractor has."""
     features = {}
-    real, synthetic = sets["real"], sets["synthetic"]
-    halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(real)), 2)
+    chosen = {name: sets[name].compared(settings.compared) for name in ("real", "synthetic")}
+    halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(chosen["real"])), 2)
     for extractor in extractors:
-        for region in cached_regions(cache, extractor, real.hashes[0]):
+        for region in cached_regions(cache, extractor, chosen["real"][0]):
             log.info("%s, %s: distances", extractor.name, region)
-            x, y = (gather(cache, extractor, one.hashes, region) for one in (synthetic, real))
+            x, y = (gather(cache, extractor, chosen[name], region) for name in ("synthetic", "real"))
             features[extractor.name] = y.values.shape[1]
             for part, left, right in ((figures, x, y), (floor, y.of_scans(halves[0]), y.of_scans(halves[1]))):
                 for metric, estimate in compare_rows(left, right, settings).items():
                     part.add(metric, region, estimate, extractor.name)
-        if biased_by_few_scans(min(len(real), len(synthetic)), features[extractor.name]):
+        if biased_by_few_scans(min(map(len, chosen.values())), features[extractor.name]):
             log.warning(
                 "%s: %d and %d scans, %d features: with so few the Fréchet distance says more about their number; quote"
                 " KID and the extrapolated distance",
-                extractor.name, len(real), len(synthetic), features[extractor.name],
+                extractor.name, len(chosen["real"]), len(chosen["synthetic"]), features[extractor.name],
             )  # fmt: skip
     return features
 

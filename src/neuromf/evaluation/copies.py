@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,9 +20,9 @@ from neuromf.config import Evaluate
 from neuromf.evaluation import memorisation
 from neuromf.evaluation.extractors.registry import CODEC
 from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
-from neuromf.evaluation.memorisation import Nearest
+from neuromf.evaluation.memorisation import Array, Candidates, Nearest
 from neuromf.evaluation.rows import REFERENCE_RUNS, Part
-from neuromf.evaluation.scans import ScanSet
+from neuromf.evaluation.scans import ScanSet, compared
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class Search:
 
 def nearest_scans(volumes: ScanSet, among: ScanSet) -> dict[str, Nearest]:
     """Return each volume's nearest scan of another set, by pixels and, with a codec, by features; nothing for no volumes."""
-    every = np.ones((len(volumes), len(among)), dtype=bool)
-    return _nearest(volumes, among, every, memorisation.brain_of(among.thumbnails))
+    none = np.full(len(volumes), -1)
+    return _nearest(volumes, among, Candidates(none, len(among)), memorisation.brain_of(among.thumbnails))
 
 
 def search_training(volumes: ScanSet, train: ScanSet, held_out: ScanSet | None = None) -> Search:
@@ -93,7 +93,7 @@ def search_training(volumes: ScanSet, train: ScanSet, held_out: ScanSet | None =
 def search_others(volumes: ScanSet, real: ScanSet, settings: Evaluate) -> Search:
     """Look for each volume's nearest other one of its set; the null is that of each real scan among the other real scans.
 
-    Of many real scans, as many as there are other volumes are drawn anew for each.
+    Of many real scans, as many as there are other volumes are drawn anew for each; at most `evaluate.compared` are the null.
     """
     brain = memorisation.brain_of(real.thumbnails)
     if len(volumes) > len(real) > 1:
@@ -102,12 +102,13 @@ def search_others(volumes: ScanSet, real: ScanSet, settings: Evaluate) -> Search
             " duplicates by distance are too high, so read those by relative distance",
             len(volumes), len(real),
         )  # fmt: skip
-    candidates = memorisation.drawn_candidates(_others(real, real), max(1, len(volumes) - 1), settings.seed)
+    null = real.take(compared(real.ids, settings.compared))
+    drawn = replace(_others(null, real), most=max(1, len(volumes) - 1), seed=settings.seed)
     return Search(
         "other",
         volumes.ids,
         _nearest(volumes, volumes, _others(volumes, volumes), brain),
-        _nearest(real, real, candidates, brain),
+        _nearest(null, real, drawn, brain),
     )
 
 
@@ -181,25 +182,30 @@ def most_suspect(scans: pd.DataFrame, target: Target, count: int = PICTURED) -> 
     return found.head(count)
 
 
-def _nearest(
-    volumes: ScanSet, scans: ScanSet, candidates: NDArray[np.bool_], brain: NDArray[np.bool_]
-) -> dict[str, Nearest]:
+def _nearest(volumes: ScanSet, scans: ScanSet, candidates: Candidates, brain: NDArray[np.bool_]) -> dict[str, Nearest]:
     """Return the nearest scans by pixels and, with a codec, by features; nothing without volumes or candidates."""
-    if not candidates.any(axis=1).all() or not len(volumes):
+    if candidates.fewest < 1 or not len(volumes):
         return {}
-    by_pixels = memorisation.thumbnail_distances(volumes.thumbnails, scans.thumbnails, brain)
-    found = {PIXELS: memorisation.nearest(*by_pixels, candidates)}
+    reference = memorisation.standardised(scans.thumbnails, brain)
+
+    def by_pixels(rows: NDArray[np.int64]) -> tuple[Array, Array]:
+        return memorisation.thumbnail_distances(volumes.thumbnails[rows], reference, brain)
+
+    def by_features(rows: NDArray[np.int64]) -> tuple[Array, Array]:
+        return memorisation.feature_distances(volumes.features[rows], volumes.mirrored_features[rows], scans.features)
+
+    found = {PIXELS: memorisation.search(by_pixels, candidates)}
     if volumes.features.shape[1]:
-        by_features = memorisation.feature_distances(volumes.features, volumes.mirrored_features, scans.features)
-        found[CODEC] = memorisation.nearest(*by_features, candidates)
+        found[CODEC] = memorisation.search(by_features, candidates)
     return found
 
 
-def _others(volumes: ScanSet, scans: ScanSet) -> NDArray[np.bool_]:
-    """Return which scans (M,) are not the volume itself, (N, M), by their names where they are another set."""
+def _others(volumes: ScanSet, scans: ScanSet) -> Candidates:
+    """Return the scans that are not the volume itself, which goes by its name where they are another set."""
     if volumes is scans:
-        return ~np.eye(len(scans), dtype=bool)
-    return np.array(volumes.ids)[:, None] != np.array(scans.ids)[None]
+        return Candidates(np.arange(len(scans)), len(scans))
+    rows = {name: row for row, name in enumerate(scans.ids)}
+    return Candidates(np.array([rows.get(name, -1) for name in volumes.ids], dtype=np.int64), len(scans))
 
 
 def _closeness(by: str, found: Nearest) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ from neuromf.evaluation.features import gather
 from neuromf.evaluation.inference import Bootstrap, Estimate, expanded, mean_bootstrap, percentile_interval, tail_of
 from neuromf.evaluation.morphometry import TISSUES, bootstrap_volumes
 from neuromf.evaluation.rows import DIFFERENCE_COLUMNS, NO_EXTRACTOR, read_parquet, write_parquet
-from neuromf.evaluation.scans import EvaluationError, Reference, read_reference
+from neuromf.evaluation.scans import EvaluationError, Reference, compared, read_reference
 from neuromf.tensors import TensorError
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ def _figures(rows: pd.DataFrame, real: Reference, cache: Path, settings: Evaluat
     for name, regions in real.test_rows.items():
         for region, test in regions.items():
             try:
-                features = gather(cache, Identity(name, real.keys[name]), rows["sha256"].tolist(), region)
+                chosen = rows["sha256"].iloc[compared(rows["scan"].tolist(), settings.compared)].tolist()
+                features = gather(cache, Identity(name, real.keys[name]), chosen, region)
             except TensorError as error:
                 raise EvaluationError(
                     f"features of a sample are not in the cache or damaged ({error}); evaluate the samples again"

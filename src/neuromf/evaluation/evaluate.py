@@ -46,6 +46,7 @@ from neuromf.evaluation.scans import (
     ScanSet,
     describe,
     describe_files,
+    extractors_of,
     grid_of,
     join,
     read_on_grid,
@@ -97,13 +98,15 @@ def evaluate_reference(
     extractors = _extractors(settings, codec, weights_dir, device)
     grid = grid_of(next(iter(real["train"].values())))
     sets = {
-        split: describe_files(real[split], extractors, cache, grid, label=f"real scans ({split})")
+        split: describe_files(
+            real[split], extractors, cache, grid, label=f"real scans ({split})", most=settings.compared
+        )
         for split in SPLITS
         if real.get(split)
     }
     empty = _nothing(sets["train"])
     shown = next(split for split in ("test", "val", "train") if real.get(split))
-    rebuilt = _reconstruct(real[shown], codec, extractors, cache, grid, reconstructions)
+    rebuilt = _reconstruct(real[shown], codec, extractors, cache, grid, reconstructions, most=settings.compared)
     splits = {split: sets.get(split, empty) for split in SPLITS} | {"reconstruction": rebuilt}
     scans = Reference(
         splits,
@@ -111,8 +114,8 @@ def evaluate_reference(
         {extractor.name: extractor.key for extractor in extractors},
         {
             extractor.name: {
-                region: gather(cache, extractor, splits["test"].hashes, region)
-                for region in cached_regions(cache, extractor, splits["train"].hashes[0])
+                region: gather(cache, extractor, splits["test"].compared(settings.compared), region)
+                for region in cached_regions(cache, extractor, splits["train"].compared(1)[0])
             }
             for extractor in extractors
         },
@@ -175,7 +178,8 @@ def evaluate_samples(
     extractors = _extractors(settings, codec, weights_dir, device)
     scans = read_reference(reference, extractors)
     files = sample_files(samples)
-    generated = describe_files(files, extractors, cache, scans.grid, label=f"{run} seed {seed} nfe {nfe}")
+    label = f"{run} seed {seed} nfe {nfe}"
+    generated = describe_files(files, extractors, cache, scans.grid, label=label, most=settings.compared)
     figures = Part(release, run, seed, nfe)
     add_sample_figures(figures, generated, scans, extractors, cache, settings)
     add_diversity(figures, list(files.values()), settings)
@@ -216,14 +220,16 @@ def evaluate_noise(
     scans = read_reference(reference, extractors)
     mean, std = (np.asarray(values, dtype=np.float32)[:, None, None, None] for values in (latent_mean, latent_std))
     described = []
-    for index in tqdm(range(n), desc="decoded noise", unit="volume"):
+    names = [f"noise{index:05d}" for index in range(n)]
+    every = extractors_of(names, extractors, settings.compared)
+    for index, own in enumerate(tqdm(every, desc="decoded noise", unit="volume", total=n)):
         noise = np.random.default_rng([seed, index]).standard_normal(latent_shape, dtype=np.float32)
         volume = _decode(codec, torch.from_numpy(mean + std * noise))
         if volume.shape != scans.grid.shape:
             raise EvaluationError(
                 f"latents of {latent_shape} decode to {volume.shape}, the scans have {scans.grid.shape}"
             )
-        described.append(describe(f"noise{index:05d}", volume, array_sha256(volume), extractors, cache, scans.grid))
+        described.append(describe(names[index], volume, array_sha256(volume), own, cache, scans.grid))
     figures, noises = Part(release, "noise"), join(described)
     add_sample_figures(figures, noises, scans, extractors, cache, settings)
     about = {"inputs": {"noise": _list_of(noises)}}
@@ -279,10 +285,13 @@ def _reconstruct(
     cache: Path,
     grid: Grid,
     folder: Path,
+    *,
+    most: int,
 ) -> ScanSet:
     """Return the descriptions of the codec's reconstructions and keep the first few beside their originals."""
     described = []
     folder.mkdir(parents=True, exist_ok=True)
+    every = extractors_of(list(files), extractors, most)
     for index, (scan_id, path) in enumerate(tqdm(files.items(), desc="reconstructions", unit="volume")):
         image = read_on_grid(path, grid)
         volume = np.asarray(image.dataobj, dtype=np.float32)
@@ -290,7 +299,7 @@ def _reconstruct(
         if index < PICTURED:
             write_volume(folder / f"{scan_id}_real.nii.gz", volume, image.affine, np.float32)
             write_volume(folder / f"{scan_id}_reconstruction.nii.gz", rebuilt, image.affine, np.float32)
-        described.append(describe(scan_id, rebuilt, array_sha256(rebuilt), extractors, cache, grid))
+        described.append(describe(scan_id, rebuilt, array_sha256(rebuilt), next(every), cache, grid))
     return join(described)
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -127,14 +127,24 @@ def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
             )
         sha256 = file_sha256(path)
         kept = cache / "survey" / f"{sha256}.json"
-        try:
-            content = read_json(kept, *(one.name for one in fields(Found) if one.name not in ("path", "sha256")))
-        except TableError:  # none, or damaged
+        content = _kept(kept)
+        if content is None:
             content = _look_at(path)
-            write_json(kept, content)
+            write_json(kept, {"content": content, "sha256": content_hash(content)})
         content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
         found.append(Found(path=str(path), sha256=sha256, **content))
     return found
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """Return what an earlier survey found; None where there is none, a damaged one, or one of another version."""
+    try:
+        known = read_json(path, "content", "sha256")
+    except TableError:
+        return None
+    content = known["content"]
+    whole = isinstance(content, dict) and content_hash(content) == known["sha256"]
+    return content if whole and content.keys() | {"path", "sha256"} == {one.name for one in fields(Found)} else None
 
 
 def common_rules(
@@ -205,7 +215,7 @@ def volumes(founds: Sequence[Found], rules: Rules, *, label: str) -> Iterator[tu
         yield found, on_grid(found, rules)
 
 
-def _look_at(path: Path) -> dict[str, object]:
+def _look_at(path: Path) -> dict[str, Any]:
     image = read_volume(path)
     axes = "".join(nib.aff2axcodes(image.affine))
     oblique = float(np.degrees(nib.affines.obliquity(image.affine)).max())

@@ -7,7 +7,8 @@ slices stay in the cache until one plane of them is compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from neuromf.evaluation.features import Rows, cached_features
 from neuromf.evaluation.memorisation import thumbnail
 from neuromf.evaluation.morphometry import TISSUES, tissue_volumes
 from neuromf.evaluation.spectrum import radial_energy
-from neuromf.tables import SPLITS, file_sha256
+from neuromf.tables import SPLITS, content_hash, file_sha256
 from neuromf.tensors import TensorError, load_tensors, save_tensors
 from neuromf.volume import read_volume, voxel_sizes
+
+log = logging.getLogger(__name__)
 
 ARRAYS = (
     "features",
@@ -63,6 +66,15 @@ class ScanSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def compared(self, most: int) -> list[str]:
+        """Return the hashes of the volumes whose features are `compared`."""
+        return [self.hashes[row] for row in compared(self.ids, most)]
+
+    def take(self, rows: Sequence[int]) -> ScanSet:
+        """Return the volumes of some rows."""
+        ids, hashes = (tuple(one[row] for row in rows) for one in (self.ids, self.hashes))
+        return ScanSet(ids, hashes, *(getattr(self, name)[list(rows)] for name in ARRAYS))
 
     def tissue(self, name: str) -> NDArray[np.floating]:
         """Return one tissue's volumes (N,) in ml; ``name`` is one of `TISSUES`."""
@@ -116,10 +128,28 @@ def describe(
     return ScanSet((scan_id,), (sha256,), *arrays)
 
 
+def compared(ids: Sequence[str], most: int) -> list[int]:
+    """Return which volumes (rows) have features that are compared: all, or the ``most`` whose names have the lowest hashes.
+
+    So all runs compare the same samples, and a cohort that grows mostly the same scans.
+    """
+    return sorted(sorted(range(len(ids)), key=lambda row: content_hash(ids[row]))[:most])
+
+
+def extractors_of(ids: Sequence[str], extractors: Sequence[Extractor], most: int) -> Iterator[Sequence[Extractor]]:
+    """Yield what describes each volume: every extractor where it is `compared`, else the codec's, to search for copies."""
+    if 0 < most < len(ids):
+        log.warning("of %d volumes the features of %d are compared (evaluate.compared)", len(ids), most)
+    chosen = set(compared(ids, most))
+    codec = [extractor for extractor in extractors if extractor.name == CODEC]
+    for row in range(len(ids)):
+        yield extractors if row in chosen else codec
+
+
 def describe_files(
-    files: Mapping[str, Path], extractors: Sequence[Extractor], cache: Path, grid: Grid, *, label: str
+    files: Mapping[str, Path], extractors: Sequence[Extractor], cache: Path, grid: Grid, *, label: str, most: int
 ) -> ScanSet:
-    """Return the descriptions of volume files (scan id → path), in their order.
+    """Return the descriptions of volume files (scan id → path), in their order; of the ``most`` compared by all extractors.
 
     Raises:
         EvaluationError: a volume lies on another grid, or there is none.
@@ -128,9 +158,10 @@ def describe_files(
     if not files:
         raise EvaluationError(f"{label}: no volumes to evaluate")
     described = []
-    for scan_id, path in tqdm(files.items(), desc=label, unit="volume"):
+    every = extractors_of(list(files), extractors, most)
+    for (scan_id, path), own in zip(tqdm(files.items(), desc=label, unit="volume"), every, strict=True):
         volume = np.asarray(read_on_grid(path, grid).dataobj, dtype=np.float32)
-        described.append(describe(scan_id, volume, file_sha256(path), extractors, cache, grid))
+        described.append(describe(scan_id, volume, file_sha256(path), own, cache, grid))
     return join(described)
 
 

@@ -192,6 +192,18 @@ def test_two_parts_with_the_same_figure_are_refused(release):
         merge_metrics([], metrics=release.folder / "m.parquet", scans=release.folder / "s.parquet")
 
 
+def test_distances_are_taken_over_so_many_scans_and_copies_looked_for_among_all(release, caplog):
+    release.settings = release.settings.model_copy(update={"compared": 5})
+    release.real(train=range(8), val=[8], test=range(9, 17))
+    release.samples("good", range(100, 108))
+    metrics, scans = release.merged()
+    assert {figure(metrics, run, "kernel_distance")["n"] for run in ("good", "real")} == {5}
+    for metric in ("volume_ml", "nearest_training_distance"):
+        assert (metrics[(metrics["run"] == "good") & (metrics["metric"] == metric)]["n"] == 8).all()
+    assert scans[scans["run"] == "good"]["nearest_distance_codec"].notna().all()
+    assert "of 8 volumes the features of 5 are compared (evaluate.compared)" in caplog.text
+
+
 def test_slices_of_another_extractor_are_compared_plane_by_plane(release, monkeypatch):
     def load(name, *, codec, **kwargs):
         by_mean = by_slice(lambda slices: torch.stack([slices.mean((1, 2)), slices.std((1, 2))], dim=1))

@@ -1,5 +1,6 @@
 """Folders of volumes on one grid: what is brought together, and what is refused with which remedy."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -186,6 +187,16 @@ def test_the_survey_is_kept_by_the_files_content(tmp_path, write, monkeypatch):
     write("a.nii.gz")
     first = found_in(tmp_path, "a.nii.gz")
     monkeypatch.setattr("neuromf.evaluation.folders.read_volume", lambda path: pytest.fail("read again"))
+    assert found_in(tmp_path, "a.nii.gz") == first
+
+
+@pytest.mark.parametrize("change", [{"low": -5.0}, {"low": "much"}, {"unknown": 1}])
+def test_an_altered_survey_is_made_again(tmp_path, write, change):
+    write("a.nii.gz")
+    first = found_in(tmp_path, "a.nii.gz")
+    (kept,) = (tmp_path / "cache" / "survey").iterdir()
+    known = json.loads(kept.read_text())
+    kept.write_text(json.dumps(known | {"content": known["content"] | change}))
     assert found_in(tmp_path, "a.nii.gz") == first
 
 
