@@ -1,6 +1,6 @@
 """What evaluation keeps of each volume: features, thumbnail, tissue volumes and spectrum, from one pass over the files.
 
-A volume is read, described and forgotten, so memory grows by some 70 kB per volume whatever its size; the features of
+A volume is read, described and forgotten, so memory grows by some 190 kB per volume whatever its size; the features of
 slices stay in the cache until one plane of them is compared.
 """
 
