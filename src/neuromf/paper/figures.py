@@ -205,11 +205,12 @@ def distributions(values: Mapping[str, Sequence[float]]) -> Figure:
     """Plot one histogram per figure (axis label → values)."""
     figure = Figure(figsize=(min(9, 3.2 * len(values)), 2.6))
     axes = np.atleast_1d(figure.subplots(1, len(values)))
-    for axis, (label, data) in zip(axes, values.items(), strict=True):
-        axis.hist(np.asarray(data, dtype=float), bins=min(30, max(8, len(data) // 3)), color=run_colours(["qc"])["qc"])
+    for axis, (label, given) in zip(axes, values.items(), strict=True):
+        data = np.asarray(given, dtype=float)
+        alike = np.ptp(data) < 1e-3  # an axis of its own noise would mislead
+        limits = (data.min() - 0.01, data.max() + 0.01) if alike else (data.min(), data.max())
+        axis.hist(data, bins=min(30, max(8, len(data) // 3)), range=limits, color=run_colours(["qc"])["qc"])
         axis.set(xlabel=label, ylabel="scans")
         axis.yaxis.get_major_locator().set_params(integer=True)
         axis.ticklabel_format(axis="x", useOffset=False, style="plain")
-        if np.ptp(np.asarray(data, dtype=float)) < 1e-3:  # all alike: an axis of its own noise would mislead
-            axis.set_xlim(np.min(data) - 0.01, np.max(data) + 0.01)
     return figure

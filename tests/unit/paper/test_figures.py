@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 
 from neuromf.paper import figures, style
 
@@ -28,6 +29,15 @@ def test_figures_draw_with_missing_values_and_few_scans(metrics, scans):
     ]
     for figure in drawn:
         assert style.as_svg(figure).startswith(b"<?xml")
+
+
+@pytest.mark.parametrize("values", [[0.0] * 32, list(np.linspace(0, 1e-6, 32)), [0.5, *[0.0] * 31]])
+def test_bars_of_values_that_are_all_alike_can_be_seen(values):
+    (axis,) = figures.distributions({"share of the brain cut off": values}).axes
+    low, high = axis.get_xlim()
+    bars = [bar for bar in axis.patches if bar.get_height()]
+    assert sum(bar.get_height() for bar in bars) == 32
+    assert all(low <= bar.get_x() and bar.get_width() > 0.02 * (high - low) for bar in bars)
 
 
 def test_training_curves_draw_nan_and_empty_tables():
