@@ -10,9 +10,9 @@ from neuromf import tables
 from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.lock import remove_stale_locks
 from neuromf.planning.jobs import planned_jobs, write_call
+from neuromf.planning.lost import bring_back_table, keep_table, lost_note, note_lost_files
 from neuromf.planning.retraining import keep_replaced
 from neuromf.provenance import code_hash
-from neuromf.planning.lost import bring_back_table, keep_table, lost_note, note_lost_files
 from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent
@@ -95,12 +95,11 @@ def check_job_arrays():
 
 
 CPU_JOB = {"mem_mb": grows(4000), "runtime": grows(120)}
-EVALUATION_JOB = {  # a description of each real scan, read or made: 0.2 MB and at most some three seconds
+NETWORK_JOB = {"mem_mb": grows(6000), "runtime": grows(120), "gpu": 0 if CONFIG.device == "cpu" else 1}
+EVALUATION_JOB = NETWORK_JOB | {  # a description of each real scan, read or made: 0.2 MB and at most some three seconds
     "mem_mb": grows(6000 + len(RELEASE) // 5),
     "runtime": grows(120 + len(RELEASE) // 20),
-    "gpu": 0 if CONFIG.device == "cpu" else 1,
 }
-NETWORK_JOB = {"mem_mb": grows(6000), "runtime": grows(120), "gpu": 0 if CONFIG.device == "cpu" else 1}
 
 
 def network_threads():

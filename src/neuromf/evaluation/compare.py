@@ -109,7 +109,7 @@ def evaluate_folders(
     rules = common_rules(found, spacing_mm=spacing_mm, intensity=intensity)
     sets = {
         name: _describe(
-            one, folders[name], rules, loaded, cache, label=name, most=(name != "train") * settings.compared
+            one, folders[name], rules, loaded, cache, label=name, most=0 if name == "train" else settings.compared
         )
         for name, one in found.items()
     }

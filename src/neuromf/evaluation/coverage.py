@@ -109,9 +109,7 @@ def _lost_density(points: Rows, balls: Rows, neighbours: int) -> Array:
     lost = torch.zeros(len(balls), dtype=torch.float64)
     reach = min(len(values), neighbours + 1 + int(balls.counts.max()))  # with a scan left out there are still enough
     for part in torch.arange(len(values)).split(max(1, _CHUNK_ENTRIES // max(len(values), len(others)))):
-        near = _distance(values[part], values).topk(
-            reach, largest=False
-        )  # the row itself is the first of its neighbours
+        near = _distance(values[part], values).topk(reach, largest=False)  # the first is the row itself
         scans = scan_of[near.indices]
         held = _distance(values[part], others).sort(dim=1).values
         before = torch.searchsorted(held, near.values[:, neighbours, None].contiguous())[:, 0]

@@ -128,10 +128,10 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 def _figures(rows: pd.DataFrame, real: Reference, cache: Path, settings: Evaluate) -> dict[Figure, Bootstrap]:
     """Return every figure of one set of samples with its resamples, from its rows of the table of scans and the cache."""
     found: dict[Figure, Bootstrap] = {}
+    chosen = rows["sha256"].iloc[compared(rows["scan"].tolist(), settings.compared)].tolist()
     for name, regions in real.test_rows.items():
         for region, test in regions.items():
             try:
-                chosen = rows["sha256"].iloc[compared(rows["scan"].tolist(), settings.compared)].tolist()
                 features = gather(cache, Identity(name, real.keys[name]), chosen, region)
             except TensorError as error:
                 raise EvaluationError(

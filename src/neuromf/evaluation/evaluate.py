@@ -108,14 +108,14 @@ def evaluate_reference(
     shown = next(split for split in ("test", "val", "train") if real.get(split))
     rebuilt = _reconstruct(real[shown], codec, extractors, cache, grid, reconstructions, most=settings.compared)
     splits = {split: sets.get(split, empty) for split in SPLITS} | {"reconstruction": rebuilt}
+    test, one = splits["test"].compared(settings.compared), splits["train"].compared(1)[0]
     scans = Reference(
         splits,
         grid,
         {extractor.name: extractor.key for extractor in extractors},
         {
             extractor.name: {
-                region: gather(cache, extractor, splits["test"].compared(settings.compared), region)
-                for region in cached_regions(cache, extractor, splits["train"].compared(1)[0])
+                region: gather(cache, extractor, test, region) for region in cached_regions(cache, extractor, one)
             }
             for extractor in extractors
         },

@@ -73,9 +73,10 @@ def add_distances(
     settings: Evaluate,
 ) -> None:
     """Add what compares the features of volumes with those of the test split, for each extractor and region."""
+    chosen = volumes.compared(settings.compared)
     for extractor in extractors:
         for region, test in scans.test_rows[extractor.name].items():
-            rows = gather(cache, extractor, volumes.compared(settings.compared), region)
+            rows = gather(cache, extractor, chosen, region)
             if min(len(rows), len(test)) < 2:
                 log.warning(
                     "%s: %d volumes and %d test scans; distances need two of each", part.run, len(rows), len(test)
