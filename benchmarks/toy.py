@@ -20,12 +20,12 @@ from neuromf.tables import write_json
 from neuromf.training import toy
 
 
-def gaussian(prediction: toy.Prediction, updates: int, seed: int) -> dict[str, float]:
-    return {"relative rms": toy.gaussian_error(prediction, updates=updates, seed=seed)}
+def gaussian(prediction: toy.Prediction, seed: int) -> dict[str, float]:
+    return {"relative rms": toy.gaussian_error(prediction, seed=seed)}
 
 
-def torus(prediction: toy.Prediction, updates: int, seed: int) -> dict[str, float]:
-    velocity, _ = toy.learn_torus(prediction, updates=updates, seed=seed)
+def torus(prediction: toy.Prediction, seed: int) -> dict[str, float]:
+    velocity, _ = toy.learn_torus(prediction, seed=seed)
     noise = torch.randn(toy.SAMPLES, 4, generator=torch.Generator().manual_seed(seed + 1))
     judged = toy.judge_torus(sample(velocity, noise))
     return {"distance": judged["distance"], "p": min(judged["p_values"])}
@@ -38,7 +38,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=toy.UPDATES)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -47,7 +46,7 @@ def main() -> None:
         for data in arguments.data:
             for prediction in toy.PREDICTIONS:
                 started = time.process_time()
-                figures = DATA[data](prediction, arguments.updates, seed)
+                figures = DATA[data](prediction, seed)
                 row = {"data": data, "prediction": prediction, "seed": seed, **figures}
                 rows.append(row | {"seconds": round(time.process_time() - started, 1)})
                 print(
@@ -55,7 +54,7 @@ def main() -> None:
                     flush=True,
                 )
     if arguments.json:
-        write_json(arguments.json, {"torch": torch.__version__, "updates": arguments.updates, "rows": rows})
+        write_json(arguments.json, {"torch": torch.__version__, "rows": rows})
 
 
 if __name__ == "__main__":

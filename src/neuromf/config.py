@@ -393,7 +393,7 @@ class Train(Section):
 
     @property
     def from_shipped(self) -> bool:
-        """Whether the warm start came with NeuroMF: ``demo``, or a file of that model (demo/averages/online.safetensors)."""
+        """Whether the warm start came with NeuroMF: ``demo``, or a file of `neuromf.training.checkpoint.DEMO`."""
         return self.warm_start is not None and self.warm_start.split("/")[0] == "demo"
 
     @property

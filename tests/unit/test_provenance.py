@@ -112,6 +112,12 @@ def test_edits_of_what_is_reached_change_the_hash(sources, module, old, new):
     assert code_hash() != before
 
 
+def test_the_other_ranks_of_a_training_count():
+    reached = set()
+    provenance._reach(("neuromf.training.run", "train_run"), reached)
+    assert ("neuromf.training.rank", "follow") in reached  # it runs in processes of its own
+
+
 def test_a_missing_function_is_an_error():
     with pytest.raises(ValueError, match="defines no 'nothing'"):
         provenance.code_hash("neuromf.tables:nothing")

@@ -20,9 +20,9 @@ from neuromf.flow.compiled import whole_graph
 from neuromf.flow.recompute import recompute
 from neuromf.flow.tangent import Pair
 
-# Angular frequencies of the time embedding, from half a turn to eight turns over [0, 1]. MONAI's own embedding expects
+# Angular frequencies of the time embedding, from half a turn to one turn over [0, 1]. MONAI's own embedding expects
 # t·1000, which inflates ∂u/∂t and with it the JVP and its errors.
-LOWEST_FREQUENCY, HIGHEST_FREQUENCY = math.pi, 16 * math.pi
+LOWEST_FREQUENCY, HIGHEST_FREQUENCY = math.pi, 2 * math.pi
 MAISI_TIMESTEPS, MAISI_LONGEST_PERIOD = 1000, 10_000  # of MONAI's `get_timestep_embedding`, as NV-Generate calls it
 
 PASSES = ("forward", "with_tangent", "heads", "heads_with_tangent")

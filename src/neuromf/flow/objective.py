@@ -47,9 +47,9 @@ class MeanFlowObjective:
             is that of flow matching.
         tangent: of the JVP in variant ``imf``: the network's own velocity ṽ, or v_c.
         jvp: ``exact`` forward-mode derivative, or ``finite_difference``: central differences in the precision of ``z0`` with
-            step ∛eps, for networks without one. In float32 du/dt of a 2M UNet with random weights was off by 0.3 % (u-) and
-            0.02 % (x-prediction, root mean square), of the demo's by 0.6 % (`tests/unit/flow/test_network.py` holds 1 %);
-            with MAISI's embedding of 1000·t by 108 %, so the configuration refuses the two together.
+            step ∛eps, for networks without one. In float32 du/dt of a 2M UNet with random weights was off by 0.01 % (u-) and
+            0.06 % (x-prediction, root mean square), of the demo's by 0.08 % (`tests/unit/flow/test_network.py` holds 1 %);
+            with MAISI's embedding of 1000·t by 113 %, so the configuration refuses the two together.
         variant: ``imf``: both terms; ``meanflow``: the MeanFlow term alone with tangent v_c, as first published;
             ``rectified_flow``: the flow-matching term alone (r is not read).
         fm_rows: rows of the flow-matching term in variant ``imf``: ``all``, or ``r_equals_t`` only, whose ṽ costs nothing

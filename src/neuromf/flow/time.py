@@ -9,6 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# Multiples of these, modulo 1, cover [0, 1]³ evenly, and the plane of the first two best: powers of the inverse of the root
+# of x³ = x + 1 (R₂ of Roberts 2018), and the golden section
+STRIDES = (0.7548776662466927, 0.5698402909980532, 0.6180339887498949)
+
 
 @dataclass(frozen=True)
 class TimeSampler:
@@ -51,20 +55,52 @@ class TimeSampler:
     ) -> tuple[Tensor, Tensor]:
         """Return (r, t), each (batch,) float32; the rows with r < t come first, so that shapes are static."""
         drawn_on = generator.device if generator is not None else device
-        t = self._draw(batch, generator, drawn_on)
-        r = t * torch.rand(batch, generator=generator, device=drawn_on)
-        if self.r_given_t == "pair":
-            other = self._draw(batch, generator, drawn_on)
-            smaller, t = torch.minimum(t, other), torch.maximum(t, other)
-            r = torch.where(smaller < t, smaller, r)  # both clipped to the same bound: r uniform below it
-        r = torch.minimum(r, torch.nextafter(t, torch.zeros_like(t)))  # t·U may round up to t
-        equal = math.floor(batch * self.r_equals_t + 1e-9)
-        r = torch.cat([r[: batch - equal], t[batch - equal :]])
-        return r.to(device), t.to(device)
+        return self._at(torch.rand(3, batch, generator=generator, dtype=torch.float64, device=drawn_on), device)
 
-    def _draw(self, batch: int, generator: torch.Generator | None, device: torch.device | str | None) -> Tensor:
-        if self.distribution == "uniform":
-            t = torch.rand(batch, generator=generator, device=device)
-        else:
-            t = torch.sigmoid(self.mean + self.std * torch.randn(batch, generator=generator, device=device))
+    def spread(
+        self, batch: int, number: int, generator: torch.Generator, device: torch.device | str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the times of batch ``number``, as `sample` does, spread evenly over all batches of a training.
+
+        Each row's times have the same distribution; those of one batch and of batches that follow each other cover it more
+        evenly than independent draws, so that losses and gradients vary less; equation (31) of docs/methods.md.
+
+        Args:
+            batch: rows.
+            number: of the batch, from 0.
+            generator: in the same state for every batch of a training; it draws where the sequence begins.
+            device: of the result.
+        """
+        equal = self._equal(batch)
+        begins = torch.rand(3, 2, generator=generator, dtype=torch.float64, device=generator.device)
+        strides = begins.new_tensor(STRIDES)
+        parts = [  # the rows with r < t and those with r = t each have a sequence of their own
+            begin[:, None] + torch.outer(strides, torch.arange(number * rows, (number + 1) * rows).to(begins))
+            for begin, rows in zip(begins.T, (batch - equal, equal), strict=True)
+        ]
+        return self._at(torch.cat(parts, dim=1) % 1, device)
+
+    def _at(self, quantiles: Tensor, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+        """Return (r, t) at (3, batch) quantiles: of t, of the second draw (r / t, or the pair's), of r / t in its stead."""
+        t, r = self._quantile(quantiles[0]), quantiles[1]
+        if self.r_given_t == "pair":
+            other = self._quantile(quantiles[1])
+            smaller, t = torch.minimum(t, other), torch.maximum(t, other)
+            r = torch.where(
+                smaller < t, smaller / t, quantiles[2]
+            )  # both clipped to the same bound: r uniform below it
+        t = t.float()
+        r = torch.minimum(t * r.float(), torch.nextafter(t, torch.zeros_like(t)))  # t·U may round up to t
+        apart = len(t) - self._equal(len(t))
+        return torch.cat([r[:apart], t[apart:]]).to(device), t.to(device)
+
+    def _equal(self, batch: int) -> int:
+        return math.floor(batch * self.r_equals_t + 1e-9)
+
+    def _quantile(self, share: Tensor) -> Tensor:
+        t = (
+            torch.sigmoid(self.mean + self.std * torch.special.ndtri(share))
+            if self.distribution == "logit_normal"
+            else share
+        )
         return t.clamp(self.t_min, 1.0)

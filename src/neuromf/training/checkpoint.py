@@ -93,11 +93,11 @@ def channel_scale(statistics: Mapping[str, Any], like: Tensor) -> tuple[Tensor, 
 def model_folder(name: str | Path, variant: str = "imf") -> Path:
     """Return the folder of a model: a path, or for ``demo`` the shipped model of the variant.
 
-    Files in it are meant likewise: ``demo/averages/online.safetensors``.
+    Files of the shipped ones are named with their folder: ``demo/rectified_flow/averages/online.safetensors``.
     """
     first, *rest = str(name).split("/")
     if first == "demo":
-        return Path(DEMO, "rectified_flow" if variant == "rectified_flow" else "meanflow", *rest)
+        return Path(DEMO, *(rest or ["rectified_flow" if variant == "rectified_flow" else "meanflow"]))
     return Path(name)
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -143,19 +143,25 @@ def build_trainer(
     )
 
 
-def other_ranks(devices: int, job: Mapping[str, Any]) -> Any:
+def other_ranks(follow: Callable[[dict[str, Any]], None], devices: int, job: Mapping[str, Any]) -> Any:
     """Return a block within which ranks 1 to ``devices`` − 1 do a ``job``; it gives rank 0's place, or None for one device.
+
+    Args:
+        follow: does the job; its module, run as a program, calls it with the job that standard input brings.
+        devices: how many ranks there are.
+        job: all that a rank has to know but its number and the port.
 
     Raises (at the block's end):
         RankError: another rank ended early; all of them are ended then.
     """
-    return _other_ranks(devices, job) if devices > 1 else nullcontext()
+    return _other_ranks(follow.__module__, devices, job) if devices > 1 else nullcontext()
 
 
 @contextmanager
-def _other_ranks(devices: int, job: Mapping[str, Any]) -> Iterator[Place]:
+def _other_ranks(program: str, devices: int, job: Mapping[str, Any]) -> Iterator[Place]:
     place = Place(0, LightningEnvironment().main_port)
-    processes = [_start({**job, "rank": rank, "port": place.main_port}, devices) for rank in range(1, devices)]
+    jobs = [{**job, "rank": rank, "port": place.main_port} for rank in range(1, devices)]
+    processes = [_start(program, one, devices) for one in jobs]
     ended = threading.Event()
     threading.Thread(target=_end_without, args=(processes, ended), daemon=True).start()
     try:
@@ -177,14 +183,14 @@ def _other_ranks(devices: int, job: Mapping[str, Any]) -> Iterator[Place]:
             distributed.destroy_process_group()
 
 
-def _start(job: dict[str, Any], devices: int) -> subprocess.Popen[str]:
+def _start(program: str, job: dict[str, Any], devices: int) -> subprocess.Popen[str]:
     """Start one rank; its job goes through a pipe."""
     package = str(Path(__file__).parents[2])
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // devices)),
     }
-    command = [sys.executable, "-m", "neuromf.training.rank"]
+    command = [sys.executable, "-m", program]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, text=True)
     assert process.stdin is not None
     with process.stdin as pipe:

@@ -42,6 +42,7 @@ from neuromf.training.logbook import Logbook, Table, metrics_columns
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
 from neuromf.training.pictures import Pictures
+from neuromf.training.rank import follow
 from neuromf.training.ranks import Together, build_trainer, other_ranks
 from neuromf.training.resumption import Checkpoints, Resumption
 from neuromf.training.validation import CRITERIA, MEASURED, VALIDATION, Validation
@@ -254,7 +255,7 @@ def _fit(
         "key": key,
     }
     if done < settings.updates and not (guard.stopped or validation.stopped):
-        with other_ranks(settings.devices, job) as place, warnings.catch_warnings():
+        with other_ranks(follow, settings.devices, job) as place, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec).*")
             trainer = build_trainer(settings, device, settings.updates - done, callbacks, place)
             trainer.fit(module, loader)

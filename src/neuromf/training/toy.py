@@ -107,7 +107,7 @@ def train_small(
     for update in trange(updates, desc=f"{objective.prediction}-prediction", unit="update", mininterval=1):
         rate = learning_rate * min(1.0, (update + 1) / 100) * 0.5 * (1 + math.cos(math.pi * update / updates))
         optimiser.param_groups[0]["lr"] = rate
-        output = objective(network, *mirrored_batch(draw, times, batch_size, random))
+        output = objective(network, *mirrored_batch(draw, times, batch_size, update, random))
         optimiser.zero_grad()
         output.loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -125,12 +125,15 @@ def train_small(
 
 
 def mirrored_batch(
-    draw: Callable[[int, torch.Generator], Tensor], times: TimeSampler, rows: int, random: torch.Generator
+    draw: Callable[[int, torch.Generator], Tensor], times: TimeSampler, rows: int, number: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (z0, ε, r, t) of ``rows`` rows, the second half with the data and times of the first and its −ε."""
+    """Return (z0, ε, r, t) of ``rows`` rows, the second half with the data and times of the first and its −ε.
+
+    The times are spread over the training's batches, of which this is the ``number``-th (equation 31).
+    """
     z0 = draw(rows // 2, random)
     noise = torch.randn(z0.shape, generator=random)
-    r, t = times.sample(rows // 2, random)
+    r, t = times.spread(rows // 2, number, torch.Generator().manual_seed(random.initial_seed()))
     return z0.repeat(2, 1), torch.cat([noise, -noise]), r.repeat(2), t.repeat(2)
 
 
@@ -143,7 +146,7 @@ def learn_torus(
     return train_small(FlatTorus().sample, objective, times, updates=updates, seed=seed)
 
 
-def gaussian_error(prediction: Prediction, *, updates: int = UPDATES, seed: int = 0) -> float:
+def gaussian_error(prediction: Prediction, *, updates: int = 7_000, seed: int = 0) -> float:
     """Train on N(0.5, 0.7²) and return rms(u − u*) / rms(u*) of the trained u and the closed form u*, equation (15).
 
     The loss has no adaptive weight: v_c given z is Gaussian with nearly the same variance everywhere, so the plain mean

@@ -127,10 +127,11 @@ class Validation(Callback):
         rows = max(VALIDATION_ROWS, size)
         random = generator_for(module.device, module.seed, "validation")
         sums = dict.fromkeys(FIGURES, 0.0)
-        for first in range(0, rows, batch):
+        for number, first in enumerate(range(0, rows, batch)):
             z0 = torch.stack([self.latents[i % size] for i in range(first, min(first + batch, rows))]).to(module.device)
             noise = torch.randn(z0.shape, generator=random, device=module.device)
-            r, t = module.times.sample(len(z0), random, module.device)
+            begin = generator_for(torch.device("cpu"), module.seed, "validation times")
+            r, t = module.times.spread(len(z0), number, begin, module.device)
             output = module.objective(module.network, z0, noise, r, t)
             for name in FIGURES:
                 sums[name] += getattr(output, name).item() * len(z0) / rows

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 from neuromf.flow import TimeSampler
 
@@ -50,11 +52,14 @@ def test_a_pair_is_two_draws_in_order() -> None:
     t_min=st.floats(0, 0.9),
     r_given_t=st.sampled_from(["uniform", "pair"]),
     seed=st.integers(0, 2**31),
+    spread=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
-def test_order_bounds_and_exact_share(batch: int, share: float, t_min: float, r_given_t: str, seed: int) -> None:
+@settings(max_examples=100, deadline=None)
+def test_order_bounds_and_exact_share(
+    batch: int, share: float, t_min: float, r_given_t: str, seed: int, spread: bool
+) -> None:
     sampler = TimeSampler(t_min=t_min, r_equals_t=share, r_given_t=r_given_t)  # type: ignore[arg-type]
-    r, t = sampler.sample(batch, generator(seed))
+    r, t = sampler.spread(batch, seed, generator(seed)) if spread else sampler.sample(batch, generator(seed))
     assert r.shape == t.shape == (batch,)
     assert bool((r <= t).all()) and bool((r >= 0).all()) and bool((t <= 1).all())
     assert float(t.min()) >= torch.tensor(t_min, dtype=torch.float32).item()
@@ -66,6 +71,44 @@ def test_order_bounds_and_exact_share(batch: int, share: float, t_min: float, r_
 def test_same_generator_same_times() -> None:
     first, second = (TimeSampler().sample(8, generator(3)) for _ in range(2))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+def spread(sampler: TimeSampler, batches: int, rows: int, first: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    drawn = [sampler.spread(rows, first + n, generator(seed)) for n in range(batches)]
+    r, t = (torch.cat(values) for values in zip(*drawn, strict=True))
+    return r, t
+
+
+def test_spread_times_have_the_distribution_of_independent_ones() -> None:
+    r, t = spread(TimeSampler(r_equals_t=0.0, t_min=1e-6), 500, 8)
+    assert stats.kstest(torch.logit(t.double()).numpy(), stats.norm(0.8, 0.8).cdf).pvalue > 0.01
+    assert stats.kstest((r / t).numpy(), stats.uniform.cdf).pvalue > 0.01
+    assert abs(stats.spearmanr(t.numpy(), (r / t).numpy()).statistic) < 0.02
+    pair = torch.cat(spread(TimeSampler(r_equals_t=0.0, r_given_t="pair", t_min=1e-6), 500, 8))
+    assert stats.kstest(torch.logit(pair.double()).numpy(), stats.norm(0.8, 0.8).cdf).pvalue > 0.01
+
+
+def test_spread_times_vary_less_than_independent_ones() -> None:
+    """What the loss depends on, here the square of the interval, has a third of the spread or less in 30 batches of 8."""
+    sampler = TimeSampler()
+
+    def means(draw: Callable[[int], tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.stack([((t - r).square()).mean() for r, t in map(draw, range(40))])
+
+    independent = means(lambda n: sampler.sample(240, generator(n)))
+    evenly = means(lambda n: spread(sampler, 30, 8, first=30 * n))
+    assert evenly.std() < independent.std() / 3
+    assert evenly.mean() == pytest.approx(float(independent.mean()), rel=0.03)
+
+
+def test_spread_times_are_those_of_batch_and_seed() -> None:
+    late = 10**7  # the places keep their digits
+    first, again, other, next_one = (
+        TimeSampler().spread(8, number, generator(seed))[1]
+        for number, seed in ((late, 0), (late, 0), (late, 1), (late + 1, 0))
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, next_one)
+    assert len(set(spread(TimeSampler(), 100, 8, first=late)[1].tolist())) == 800
 
 
 @pytest.mark.parametrize(

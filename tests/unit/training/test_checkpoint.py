@@ -76,7 +76,8 @@ def test_demo_means_the_shipped_model_of_the_variant() -> None:
     assert model_folder("demo", "rectified_flow").name == "rectified_flow"
     assert model_folder("demo", "meanflow") == model_folder("demo", "imf") == model_folder("demo")
     assert model_folder("demo").parent.name == "demo"
-    assert model_folder("demo/averages/online.safetensors") == model_folder("demo") / "averages" / "online.safetensors"
+    online = "rectified_flow/averages/online.safetensors"
+    assert model_folder(f"demo/{online}") == model_folder("demo").parent / online
     assert model_folder("./demo") == Path("./demo") and model_folder("demonstration") == Path("demonstration")
 
 
@@ -120,8 +121,8 @@ def test_altered_or_exchanged_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_shipped_models_are_the_files_that_their_model_json_names() -> None:
-    for variant in ("meanflow", "rectified_flow"):
-        load_model("demo/averages/online.safetensors" if variant == "meanflow" else model_folder("demo", variant))
+    for name in ("demo", "demo/rectified_flow", "demo/rectified_flow/averages/online.safetensors"):
+        load_model(name)
 
 
 def test_progress_keeps_the_newest_checkpoints_only(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from training_moments import at_update
 
 from neuromf.config import Config, validate
+from neuromf.flow import network
 from neuromf.flow.compiled import whole_graph
 from neuromf.tensors import tensors_sha256
 from neuromf.training import logbook, validation
@@ -496,15 +498,24 @@ def test_the_guard_stops_a_climbing_raw_loss_and_exports_the_best(tmp_path: Path
     assert max(float(row["loss"]) for row in rows(tmp_path / "model" / "metrics.csv")) < 2.01
 
 
-FAULTY = ({"prediction": "u", "jvp": "finite_difference", "norm_p": 1.0}, {"schedule": "constant"})
+FAULTY = (
+    {"variant": "meanflow", "prediction": "u", "jvp": "finite_difference", "norm_p": 1.0, "times": {"r_equals_t": 0.0}},
+    {"schedule": "constant"},
+)
 SANE = ({"prediction": "x", "jvp": "exact", "norm_p": 0.5}, {"schedule": "cosine"})
 
 
-def first_full_run(folder: Path, flow: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
-    """The first full run of the method at small scale: a latent that is all there is to learn, at a rate of 0.02."""
+def first_full_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flow: dict[str, Any], schedule: dict[str, Any]
+) -> dict[str, Any]:
+    """The first full run of the method at small scale: a latent that is all there is to learn, at a rate of 0.02.
+
+    The time embedding turns eight times, towards that run's: with the one turn that ours has, only some seeds diverge.
+    """
+    monkeypatch.setattr(network, "HIGHEST_FREQUENCY", 16 * math.pi)
     latents = Latents(8, 7, side=4)
     latents.values[:] = latents.values[:1].clone()
-    changes = {"updates": 60, "batch_size": 4, "learning_rate": 0.02, "warmup_updates": 10, "validate_every": 10}
+    changes = {"updates": 100, "batch_size": 4, "learning_rate": 0.02, "warmup_updates": 10, "validate_every": 10}
     settings = config(
         preprocess={"conform": {"shape": [16, 16, 16]}},
         network={"channels": [8, 16]},
@@ -515,24 +526,26 @@ def first_full_run(folder: Path, flow: dict[str, Any], schedule: dict[str, Any])
     return train(folder, settings, train=latents, val=latents, statistics=statistics)
 
 
-def test_the_hidden_divergence_of_the_first_full_run_is_stopped(tmp_path: Path) -> None:
-    figures = first_full_run(tmp_path, *FAULTY)
+def test_the_hidden_divergence_of_the_first_full_run_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = first_full_run(tmp_path, monkeypatch, *FAULTY)
     metrics = [{key: float(row[key]) for key in ("loss", "raw_mf")} for row in rows(tmp_path / "model" / "metrics.csv")]
     assert max(row["loss"] for row in metrics) < 2, "what is minimised shows nothing"
     raw_mf = [row["raw_mf"] for row in metrics]
     assert max(raw_mf[5:]) > 10 * min(raw_mf), "while the raw loss leaps"
-    assert figures["updates"] < 60 and figures["stopped"].startswith("divergence: raw_mf")
+    assert figures["updates"] < 100 and figures["stopped"].startswith("divergence: raw_mf")
     about = json.loads((tmp_path / "model" / "model.json").read_text(encoding="utf-8"))
     assert about["training"]["stopped"] == figures["stopped"]
     assert figures["exported"]["update"] == figures["best"]["raw_loss"]["update"] <= figures["updates"]
     assert same(weights(tmp_path), load_file(tmp_path / "model" / "best" / "raw_loss.safetensors"))
 
 
-def test_sane_settings_do_not_diverge(tmp_path: Path) -> None:
+def test_sane_settings_do_not_diverge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same network, latent and rate."""
-    figures = first_full_run(tmp_path, *SANE)
+    figures = first_full_run(tmp_path, monkeypatch, *SANE)
     raw_mf = [float(row["raw_mf"]) for row in rows(tmp_path / "model" / "metrics.csv")]
-    assert figures["updates"] == 60 and figures["stopped"] is None
+    assert figures["updates"] == 100 and figures["stopped"] is None
     assert max(raw_mf[-5:]) < 0.1 * raw_mf[0]
 
 

@@ -42,7 +42,7 @@ def test_the_torus_is_at_distance_zero_and_its_angles_are_uniform() -> None:
 
 @pytest.mark.parametrize("rows", [2, 8])
 def test_a_batch_has_each_draw_with_its_noise_and_the_opposite(rows: int) -> None:
-    z0, noise, r, t = mirrored_batch(FlatTorus().sample, TimeSampler(), rows, torch.Generator().manual_seed(0))
+    z0, noise, r, t = mirrored_batch(FlatTorus().sample, TimeSampler(), rows, 3, torch.Generator().manual_seed(0))
     assert len(z0) == len(noise) == len(r) == len(t) == rows
     for value, sign in ((z0, 1), (noise, -1), (r, 1), (t, 1)):
         first, second = value.chunk(2)
