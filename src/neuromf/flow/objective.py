@@ -90,7 +90,7 @@ class MeanFlowObjective:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(values)}")
-        if min(torch.as_tensor(self.p).reshape(-1).tolist()) < 1:
+        if min([self.p] if isinstance(self.p, (int, float)) else self.p) < 1:
             raise ValueError(f"p is {self.p}; below 1 the gradient is infinite at zero error")
 
     @property
@@ -125,11 +125,9 @@ class MeanFlowObjective:
         with_interval = partial(self.wrap(MeanFlowObjective._with_interval), self, u)
         if self.variant == "rectified_flow" or mf_weight == 0:
             _, fm, _ = without_interval(batch)
-            return _output(len(rows), fm.weighted.mean(), fm, fm.where(rows < 0), fm.lp.new_full((), torch.nan))
+            return _output(len(rows), fm.weighted.mean(), fm, fm.where(rows[:0]), fm.lp.new_full((), torch.nan))
 
-        if bool((r > t).any()):
-            raise ValueError("r > t in some row; the flow runs from noise (t = 1) to data, so r <= t is needed")
-        equal, apart = rows[r == t], rows[r < t]
+        equal, apart = _parted(r, t)
         fm_everywhere = imf and self.fm_rows == "all"
         fm_count = (len(rows) if fm_everywhere else len(equal)) if imf else 0
         fm_share, mf_share = 1 / fm_count if fm_count else 0.0, mf_weight / len(rows)  # of one row
@@ -137,7 +135,7 @@ class MeanFlowObjective:
         # First pass: ṽ where r = t, where it is V too, and of the other rows if the flow-matching term has them.
         first = rows if fm_everywhere and not self.two_heads else equal
         v, fm, mf = without_interval(batch.where(first))
-        mf = mf.where((r == t)[first])
+        mf = mf.where(equal) if first is rows else mf
         loss = fm_share * fm.weighted.sum() + mf_share * mf.weighted.sum()  # (12)
         if not len(apart):
             return _output(len(rows), loss, fm, mf, loss.new_full((), torch.nan))
@@ -220,11 +218,27 @@ class MeanFlowObjective:
             return float(values)
         if len(values) != like.shape[1]:
             raise ValueError(f"{values}: {len(values)} values for {like.shape[1]} channels; give one per channel")
-        return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 2))
+        column = torch.tensor(values, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 2))
+        return column.to(like.device, non_blocking=True)  # a blocking copy would wait for the whole pass
 
     def _weigh(self, lp: Tensor) -> Tensor:
         """Return w · L_p of each sample with w = 1 / (sg L_p + c)^q; equation (11)."""
         return lp / (lp.detach() + self.norm_eps) ** self.norm_p if self.adaptive else lp
+
+
+def _parted(r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of the rows with r = t and of those with r < t.
+
+    The one thing that the objective reads back from a GPU, before its passes: all else is launched without waiting.
+
+    Raises:
+        ValueError: a row with r > t.
+    """
+    interval = (t - r).cpu()
+    if bool((interval < 0).any()):
+        raise ValueError("r > t in some row; the flow runs from noise (t = 1) to data, so r <= t is needed")
+    equal, apart = ((interval == 0).nonzero()[:, 0], (interval > 0).nonzero()[:, 0])
+    return equal.to(t.device, non_blocking=True), apart.to(t.device, non_blocking=True)
 
 
 class _Batch(NamedTuple):

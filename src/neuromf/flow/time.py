@@ -86,9 +86,7 @@ class TimeSampler:
         if self.r_given_t == "pair":
             other = self._quantile(quantiles[1])
             smaller, t = torch.minimum(t, other), torch.maximum(t, other)
-            r = torch.where(
-                smaller < t, smaller / t, quantiles[2]
-            )  # both clipped to the same bound: r uniform below it
+            r = torch.where(smaller < t, smaller / t, quantiles[2])  # both clipped to the same bound: r uniform below it
         t = t.float()
         r = torch.minimum(t * r.float(), torch.nextafter(t, torch.zeros_like(t)))  # t·U may round up to t
         apart = len(t) - self._equal(len(t))
@@ -98,9 +96,6 @@ class TimeSampler:
         return math.floor(batch * self.r_equals_t + 1e-9)
 
     def _quantile(self, share: Tensor) -> Tensor:
-        t = (
-            torch.sigmoid(self.mean + self.std * torch.special.ndtri(share))
-            if self.distribution == "logit_normal"
-            else share
-        )
-        return t.clamp(self.t_min, 1.0)
+        if self.distribution == "logit_normal":
+            share = torch.sigmoid(self.mean + self.std * torch.special.ndtri(share))  # (4)
+        return share.clamp(self.t_min, 1.0)

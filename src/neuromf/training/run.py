@@ -245,7 +245,12 @@ def _fit(
         log.warning("no validation latents: val.csv stays empty and the first average is exported")
     callbacks = [resumption, averages, logbook, guard, validation, *pictures, Together(watch), checkpoints]
     batches = BatchStream(len(train), settings.batch_size, module.seed, done, settings.updates)
-    loader = DataLoader(train, batch_sampler=batches, num_workers=0 if train.in_memory else 2)
+    loader = DataLoader(
+        train,
+        batch_sampler=batches,
+        num_workers=0 if train.in_memory else 2,
+        pin_memory=device.type == "cuda",  # so that a batch is copied while the GPU computes
+    )
     job = {
         "config": module.config.model_dump(mode="json"),
         "seed": module.seed,

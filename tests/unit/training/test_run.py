@@ -24,6 +24,7 @@ from training_moments import at_update
 from neuromf.config import Config, validate
 from neuromf.flow import network
 from neuromf.flow.compiled import whole_graph
+from neuromf.generation.generate import sample_latents
 from neuromf.tensors import tensors_sha256
 from neuromf.training import logbook, validation
 from neuromf.training.checkpoint import CheckpointError, load_model
@@ -636,3 +637,26 @@ def test_model_json_is_plain(undisturbed: Path) -> None:
     about = json.loads((undisturbed / "model" / "model.json").read_text(encoding="utf-8"))
     assert {"config", "statistics", "codec", "release", "code_version", "training"} <= set(about)
     assert about["statistics"] == STATISTICS
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
+@pytest.mark.parametrize("train_settings", [{}, {"precision": "bf16"}, {"checkpointing": True}, {"compile": True}])
+def test_a_run_on_a_gpu_goes_on_where_it_broke_off_and_samples_like_a_cpu(
+    tmp_path: Path, train_settings: dict[str, Any]
+) -> None:
+    gpu, settings = torch.device("cuda"), config(train=train_settings)
+    train(tmp_path / "whole", settings, device=gpu)
+    with pytest.MonkeyPatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "broken", settings, device=gpu)
+    figures = train(tmp_path / "broken", settings, device=gpu)
+    assert figures["updates"] == 8 and figures["device"] == "cuda" and figures["skipped"] == 0
+    whole, broken = (weights(tmp_path / name) for name in ("whole", "broken"))
+    for name, weight in whole.items():  # a GPU's sums have no fixed order, so not to the bit
+        torch.testing.assert_close(broken[name], weight, rtol=0.02, atol=0.02 * float(weight.abs().max()), msg=name)
+    on_gpu, on_cpu = (
+        sample_latents(load_model(tmp_path / "whole" / "model", device), range(3), seed=0).latents
+        for device in (gpu, torch.device("cpu"))
+    )
+    assert float((on_gpu - on_cpu).norm() / on_cpu.norm()) < 0.01
