@@ -74,8 +74,8 @@ class Waves(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
     def with_tangent(self, t: Tensor, dt: Tensor) -> Pair:
-        """Return the waves of t and their derivative along dt."""
-        angles, rates = self._angles(t), self._angles(dt)
+        """Return the waves of t, (B,), and the derivative of the first ones along dt, (n,)."""
+        angles, rates = self._angles(t[: len(dt)]), self._angles(dt)
         return Pair(self(t), torch.cat([-angles.sin() * rates, angles.cos() * rates], dim=1))
 
     def _angles(self, t: Tensor) -> Tensor:
@@ -127,7 +127,8 @@ class MeanFlowUNet(DiffusionModelUNetMaisi):
     ) -> tuple[Tensor, Tensor]:
         """Return the output at (z, r, t), with its graph, and its derivative along (dz, dr, dt), without one.
 
-        Equals ``torch.func.jvp`` to rounding in less than half its time (`neuromf.flow.tangent`).
+        The derivative is of the first n rows, where dz, dr and dt have n ≤ B of them. It equals ``torch.func.jvp`` to
+        rounding in less than half its time (`neuromf.flow.tangent`).
         """
         return self._out_with_tangent(self._trunk_with_tangent(z, r, t, dz, dr, dt))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -118,80 +117,96 @@ class MeanFlowObjective:
         z_t = interpolate(z0, noise, t)  # (1)
         v_c = noise - z0  # (2)
         mask = None if mask is None else mask.to(v_c).expand_as(v_c)
-        imf, rows = self.variant == "imf", torch.arange(len(t), device=t.device)
-        mf_weight = self.mf_weight if imf else 1.0
-        batch = _Batch(z_t, v_c, mask, r, t, rows)
-        without_interval = partial(self.wrap(MeanFlowObjective._without_interval), self, u)
-        with_interval = partial(self.wrap(MeanFlowObjective._with_interval), self, u)
-        if self.variant == "rectified_flow" or mf_weight == 0:
-            _, fm, _ = without_interval(batch)
-            return _output(len(rows), fm.weighted.mean(), fm, fm.where(rows[:0]), fm.lp.new_full((), torch.nan))
-
+        batch = _Batch(z_t, v_c, mask, r, t, torch.arange(len(t), device=t.device))
+        if self.variant == "rectified_flow" or (self.variant == "imf" and self.mf_weight == 0):
+            _, fm = self._velocities(u, batch)
+            return _output(len(t), fm.weighted.mean(), fm, fm.where(batch.place[:0]), fm.lp.new_full((), torch.nan))
         equal, apart = _parted(r, t)
-        fm_everywhere = imf and self.fm_rows == "all"
-        fm_count = (len(rows) if fm_everywhere else len(equal)) if imf else 0
-        fm_share, mf_share = 1 / fm_count if fm_count else 0.0, mf_weight / len(rows)  # of one row
+        if self.variant == "imf" and self.fm_rows == "all" and not self.two_heads:
+            return self._in_two_passes(network, u, batch, equal, apart)
+        return self._in_one_pass(u, batch, equal, apart)
 
-        # First pass: ṽ where r = t, where it is V too, and of the other rows if the flow-matching term has them.
-        first = rows if fm_everywhere and not self.two_heads else equal
-        v, fm, mf = without_interval(batch.where(first))
-        mf = mf.where(equal) if first is rows else mf
-        loss = fm_share * fm.weighted.sum() + mf_share * mf.weighted.sum()  # (12)
+    def _in_two_passes(
+        self, network: Field, u: AverageVelocity, batch: _Batch, equal: Tensor, apart: Tensor
+    ) -> ObjectiveOutput:
+        """Return the loss with ṽ of all rows, which where r = t is V too, and then u and du/dt of the others."""
+        rows, mf_share = len(batch.t), self.mf_weight / len(batch.t)
+        v, fm = self._velocities(u, batch)
+        mf = fm.where(equal)
+        loss = fm.weighted.mean() + mf_share * mf.weighted.sum()  # (12)
         if not len(apart):
-            return _output(len(rows), loss, fm, mf, loss.new_full((), torch.nan))
+            return _output(rows, loss, fm, mf, loss.new_full((), torch.nan))
+        loss, others = settled(loss, network), batch.where(apart)
+        tangent = v[apart] if self.tangent == "model" else others.v_c
+        _, others_mf, jvp_norm = self._average_velocities(u, others, tangent)
+        loss = loss + mf_share * others_mf.weighted.sum()  # (12)
+        return _output(rows, loss, fm, mf.and_(others_mf), jvp_norm)
 
-        # Second pass: u of the rows with r < t and du/dt beside it; with two heads ṽ too.
-        loss = settled(loss, network)
-        batch = batch.where(apart)
-        if not imf or self.tangent == "conditional":
-            tangent = batch.v_c
-        elif first is rows:
-            tangent = v[apart]
+    def _in_one_pass(self, u: AverageVelocity, batch: _Batch, equal: Tensor, apart: Tensor) -> ObjectiveOutput:
+        """Return the loss where ṽ costs no pass with a graph: it is V's where r = t, or comes from a head of its own."""
+        z, v_c, _, r, t, _ = others = batch.where(apart)
+        if not len(apart) or self.variant == "meanflow" or self.tangent == "conditional":
+            tangent = v_c
         else:
-            z, r, t = batch.z, batch.r, batch.t
             tangent = _without_graph(lambda: u.heads(z, r, t)[1] if self.two_heads else u(z, t, t))
-        apart_fm, apart_mf, jvp_norm = with_interval(batch, tangent)
-        loss = loss + mf_share * apart_mf.weighted.sum()  # (12)
-        if self.two_heads and fm_everywhere:
-            loss, fm = loss + fm_share * apart_fm.weighted.sum(), fm.and_(apart_fm)
-        return _output(len(rows), loss, fm, mf.and_(apart_mf), jvp_norm)
+        ordered = batch.where(torch.cat([apart, equal]))
+        fm, mf, jvp_norm = self._average_velocities(u, ordered, tangent)
+        if self.fm_rows == "r_equals_t" or not self.two_heads:
+            fm = fm.after(len(others.t))
+        mf_weight = self.mf_weight if self.variant == "imf" else 1.0
+        loss = mf_weight * mf.weighted.mean()  # (12)
+        if self.variant == "imf" and len(fm.place):
+            loss = loss + fm.weighted.mean()  # (12)
+        return _output(len(batch.t), loss, fm, mf, jvp_norm)
 
-    def _without_interval(self, u: AverageVelocity, batch: _Batch) -> tuple[Tensor, _Rows, _Rows]:
-        """Return ṽ without graph, and ṽ and u(z, t, t), which is V where r = t, beside v_c; equation (7)."""
+    def _velocities(self, u: AverageVelocity, batch: _Batch) -> tuple[Tensor, _Rows]:
+        """Return ṽ without graph, and ṽ beside v_c; equation (7)."""
+        return self.wrap(MeanFlowObjective._without_interval)(self, u, batch)  # type: ignore[no-any-return]
+
+    def _average_velocities(self, u: AverageVelocity, batch: _Batch, tangent: Tensor) -> tuple[_Rows, _Rows, Tensor]:
+        """Return the second head's ṽ (without one V) and V beside v_c, and the root mean square of du/dt.
+
+        Args:
+            u: the velocity.
+            batch: first the rows with r < t.
+            tangent: of these rows.
+        """
+        return self.wrap(MeanFlowObjective._with_interval)(self, u, batch, tangent)  # type: ignore[no-any-return]
+
+    def _without_interval(self, u: AverageVelocity, batch: _Batch) -> tuple[Tensor, _Rows]:
         z, t = batch.z, batch.t
-        if not len(t):
-            u_t = v = z
-        elif self.two_heads:
-            u_t, v = u.heads(z, t, t)
-        else:
-            u_t = v = u(z, t, t)
-        fm = self._compare(v, batch)
-        return v.detach(), fm, self._compare(u_t, batch) if self.two_heads else fm
+        v = u.heads(z, t, t)[1] if self.two_heads else u(z, t, t)
+        return v.detach(), self._compare(v, batch)
 
     def _with_interval(self, u: AverageVelocity, batch: _Batch, tangent: Tensor) -> tuple[_Rows, _Rows, Tensor]:
-        """Return the second head's ṽ (without one V) and V beside v_c, and the root mean square of du/dt."""
+        n = len(tangent)
         u_t, v, du_dt = self._with_derivative(u, batch.z, batch.r, batch.t, tangent)  # (8)
-        mf = self._compare(u_t + expand(batch.t - batch.r, batch.z) * du_dt, batch)  # (9)
+        h = expand((batch.t - batch.r)[:n], du_dt)
+        V = torch.cat([u_t[:n] + h * du_dt, u_t[n:]])  # (9)
+        mf = self._compare(V, batch)
         return self._compare(v, batch) if self.two_heads else mf, mf, du_dt.square().mean().sqrt()
 
     def _with_derivative(
         self, u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, dz: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return u and ṽ with graph, and du/dt = ∂u/∂z·dz + ∂u/∂t without one, in full precision; equation (8).
+        """Return u and ṽ with graph, and du/dt = ∂u/∂z·dz + ∂u/∂t of dz's rows without one, in full precision; equation (8).
 
         Without a head for ṽ the second is u.
         """
-        if self.jvp == "exact" and self.two_heads:
-            return u.heads_with_derivative(z, r, t, dz)
-        if self.jvp == "exact":
+        if self.jvp == "exact" and len(dz):
+            if self.two_heads:
+                return u.heads_with_derivative(z, r, t, dz)
             u_t, du_dt = u.with_derivative(z, r, t, dz)
             return u_t, u_t, du_dt
-        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            step = torch.finfo(z.dtype).eps ** (1 / 3)  # balances truncation and rounding
-            ahead = u(z + step * dz, r, t + step)
-            behind = u(z - step * dz, r, t - step)
         u_t, v = u.heads(z, r, t) if self.two_heads else (u(z, r, t),) * 2
-        return u_t, v, (ahead - behind) / (2 * step)
+        return u_t, v, self._difference(u, z, r, t, dz) if len(dz) else dz
+
+    @staticmethod
+    def _difference(u: AverageVelocity, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> Tensor:
+        z, r, t = (x[: len(dz)] for x in (z, r, t))
+        step = torch.finfo(z.dtype).eps ** (1 / 3)  # balances truncation and rounding
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            return (u(z + step * dz, r, t + step) - u(z - step * dz, r, t - step)) / (2 * step)
 
     def _compare(self, prediction: Tensor, batch: _Batch) -> _Rows:
         """Compare velocities with v_c."""
@@ -267,6 +282,9 @@ class _Rows(NamedTuple):
 
     def where(self, chosen: Tensor) -> _Rows:
         return _Rows(*(values[chosen] for values in self))
+
+    def after(self, n: int) -> _Rows:
+        return _Rows(*(values[n:] for values in self))
 
     def and_(self, other: _Rows) -> _Rows:
         return _Rows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))

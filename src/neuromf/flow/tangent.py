@@ -28,17 +28,17 @@ aten = torch.ops.aten
 
 
 class Pair(NamedTuple):
-    """A value and its derivative along a direction, of one shape."""
+    """A value and its derivative along a direction, of all of its rows or of the first ones."""
 
-    value: Tensor
-    tangent: Tensor
+    value: Tensor  # (B, …)
+    tangent: Tensor  # (n, …), n ≤ B
 
     def __add__(self, other: Pair) -> Pair:  # type: ignore[override]
         return Pair(self.value + other.value, self.tangent + other.tangent)
 
     def at(self) -> Tensor:
-        """Return the point of linearisation: the value without graph, in the tangent's type."""
-        return self.value.detach().to(self.tangent.dtype)
+        """Return the point of linearisation: the tangent's rows of the value, without graph, in the tangent's type."""
+        return self.value.detach()[: len(self.tangent)].to(self.tangent.dtype)
 
 
 @contextmanager
@@ -79,14 +79,14 @@ def silu(x: Pair) -> Pair:
 
 def group_norm(layer: Any, x: Pair) -> Pair:
     """Group norm: dy = γ/σ (dx − mean(dx) − x̂ mean(x̂ dx)), means over the group; the value's own mean and 1/σ serve both."""
-    (n, c), groups, voxels = x.value.shape[:2], layer.num_groups, x.value[0, 0].numel()
-    size = (n, c, voxels, groups)
+    (rows, c), n, groups = x.value.shape[:2], len(x.tangent), layer.num_groups
+    voxels = x.value[0, 0].numel()
     x = Pair(_normed_type(x.value).contiguous(), x.tangent)
-    value, mean, rstd = aten.native_group_norm(x.value, layer.weight, layer.bias, *size, layer.eps)
+    value, mean, rstd = aten.native_group_norm(x.value, layer.weight, layer.bias, rows, c, voxels, groups, layer.eps)
     with plain(x.tangent):
-        statistics = (s.detach().to(x.tangent.dtype) for s in (mean, rstd))
+        statistics = (s.detach()[:n].to(x.tangent.dtype) for s in (mean, rstd))
         tangent, _, _ = aten.native_group_norm_backward(
-            x.tangent.contiguous(), x.at(), *statistics, None, *size, [True, False, False]
+            x.tangent.contiguous(), x.at(), *statistics, None, n, c, voxels, groups, [True, False, False]
         )
         tangent.mul_(layer.weight.reshape(-1, *[1] * (x.value.ndim - 2)))
     return Pair(value, tangent)
@@ -127,9 +127,9 @@ def recomputable(rule: Callable[..., Pair]) -> Callable[..., Pair]:
 @recomputable
 def attention_block(block: Any, x: Pair) -> Pair:
     """``SpatialAttentionBlock``: self-attention over all voxels of (B, C, D, H, W), added to its input."""
-    shape = x.value.shape
+    space = x.value.shape[1:]
     tokens = each(lambda y: y.flatten(2).mT, group_norm(block.norm, x))
-    return x + each(lambda y: y.mT.reshape(shape), attention(block.attn, tokens))
+    return x + each(lambda y: y.mT.reshape(len(y), *space), attention(block.attn, tokens))
 
 
 @recomputable

@@ -86,7 +86,9 @@ class TimeSampler:
         if self.r_given_t == "pair":
             other = self._quantile(quantiles[1])
             smaller, t = torch.minimum(t, other), torch.maximum(t, other)
-            r = torch.where(smaller < t, smaller / t, quantiles[2])  # both clipped to the same bound: r uniform below it
+            r = torch.where(
+                smaller < t, smaller / t, quantiles[2]
+            )  # both clipped to the same bound: r uniform below it
         t = t.float()
         r = torch.minimum(t * r.float(), torch.nextafter(t, torch.zeros_like(t)))  # t·U may round up to t
         apart = len(t) - self._equal(len(t))

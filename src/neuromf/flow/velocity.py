@@ -53,38 +53,45 @@ class AverageVelocity:
     def with_derivative(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
         """Return u with its graph, and ∂u/∂z·dz + ∂u/∂t without one, in the dtype of ``z``; equation (8).
 
-        A network with a method ``with_tangent`` (`MeanFlowUNet`) gives both in one pass; of any other the derivative is
-        `torch.func.jvp`'s, in full precision.
+        ``dz`` may have fewer rows than ``z``: the derivative is that of the first ones then. A network with a method
+        ``with_tangent`` (`MeanFlowUNet`) gives both in one pass; of any other the derivative is `torch.func.jvp`'s, in
+        full precision.
         """
         if not hasattr(self.network, "with_tangent"):
             return self(z, r, t), self._jvp(z, r, t, dz)
-        output, slope = self.network.with_tangent(z, r, t, dz, torch.zeros_like(r), torch.ones_like(t))
+        output, slope = self.network.with_tangent(z, r, t, *self._direction(dz, t))
         u = self._velocity(output, z, t)
-        return u, self._slope(slope, u, z, t, dz)
+        return u, self._slope(slope, u, t, dz)
 
     def heads_with_derivative(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what `heads` returns, with graph, and du/dt of `with_derivative`."""
         if not hasattr(self.network, "heads_with_tangent"):
             return *self.heads(z, r, t), self._jvp(z, r, t, dz)
-        rates = (torch.zeros_like(r), torch.ones_like(t))
-        output, velocity, slope = self.network.heads_with_tangent(z, r, t, dz, *rates)
+        output, velocity, slope = self.network.heads_with_tangent(z, r, t, *self._direction(dz, t))
         u = self._velocity(output, z, t)
-        return u, self._velocity(velocity, z, t), self._slope(slope, u, z, t, dz)
+        return u, self._velocity(velocity, z, t), self._slope(slope, u, t, dz)
 
     def _velocity(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
         output = output.to(z.dtype)
         return output if self.prediction == "u" else (z - output) / self._divisor(z, t)  # (5), (6)
 
-    def _slope(self, slope: Tensor, u: Tensor, z: Tensor, t: Tensor, dz: Tensor) -> Tensor:
+    def _slope(self, slope: Tensor, u: Tensor, t: Tensor, dz: Tensor) -> Tensor:
         """Return du/dt from the derivative of the network's output."""
         if self.prediction == "u":
             return slope
-        rising = (expand(t, z) >= self.t_min).to(z.dtype)  # derivative of the divisor
-        return (dz - slope - rising * u.detach()) / self._divisor(z, t)
+        u, t = u.detach()[: len(dz)], t[: len(dz)]
+        rising = (expand(t, dz) >= self.t_min).to(dz.dtype)  # derivative of the divisor
+        return (dz - slope - rising * u) / self._divisor(dz, t)
 
     def _jvp(self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor) -> Tensor:
+        at = tuple(x[: len(dz)] for x in (z, r, t))
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            return torch.func.jvp(self, (z, r, t), (dz, torch.zeros_like(r), torch.ones_like(t)))[1]
+            return torch.func.jvp(self, at, self._direction(dz, t))[1]
+
+    @staticmethod
+    def _direction(dz: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rate = torch.ones_like(t[: len(dz)])
+        return dz, 0 * rate, rate  # of z, r and t
 
     def _divisor(self, z: Tensor, t: Tensor) -> Tensor:
         # clamp, not maximum: at t = t_min its derivative is that of t, not half of it

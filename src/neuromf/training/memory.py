@@ -69,21 +69,27 @@ def _update(network: MeanFlowUNet, config: Config) -> None:
     if flow.variant == "rectified_flow":
         _loss(network, config, batch, bf16=bf16).backward()
         return
-    equal = math.floor(batch * flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
-    everywhere = flow.variant == "imf" and flow.fm_rows == "all" and not flow.two_heads
-    losses = []
-    if first := batch if everywhere else equal:
-        losses.append(settled(_loss(network, config, first, bf16=bf16), network))
-    if batch > equal:
-        losses.append(_loss(network, config, batch - equal, bf16=bf16, tangent=flow.jvp == "exact"))
+    apart = batch - math.floor(batch * flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
+    slopes = apart if flow.jvp == "exact" else 0
+    if flow.variant == "imf" and flow.fm_rows == "all" and not flow.two_heads:
+        losses = [settled(_loss(network, config, batch, bf16=bf16), network)]
+        losses += [_loss(network, config, apart, bf16=bf16, slopes=slopes)] if apart else []
+    else:
+        losses = [_loss(network, config, batch, bf16=bf16, slopes=slopes)]
     torch.stack(losses).sum().backward()
 
 
-def _loss(network: MeanFlowUNet, config: Config, rows: int, *, bf16: bool, tangent: bool = False) -> Tensor:
+def _loss(network: MeanFlowUNet, config: Config, rows: int, *, bf16: bool, slopes: int = 0) -> Tensor:
+    """Return a loss of one pass over so many of the batch's rows, the first ``slopes`` of which carry their tangent."""
+    rows, slopes = rows // config.train.devices, slopes // config.train.devices
     latent = (config.codec.latent_channels, *(side // 4 for side in config.preprocess.conform.shape))
-    z, t = torch.randn(rows // config.train.devices, *latent), torch.rand(rows // config.train.devices)
+    z, t = torch.randn(rows, *latent), torch.rand(rows)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        value = network.with_tangent(z, t, t, torch.randn_like(z), 0 * t, 0 * t + 1)[0] if tangent else network(z, t, t)
+        if slopes:
+            rate = torch.ones(slopes)
+            value, _ = network.with_tangent(z, t, t, torch.randn_like(z[:slopes]), 0 * rate, rate)
+        else:
+            value = network(z, t, t)
     return value.float().square().mean()
 
 

@@ -54,7 +54,7 @@ class SmallNetwork(nn.Module):
     def with_tangent(
         self, z: Tensor, r: Tensor, t: Tensor, dz: Tensor, dr: Tensor, dt: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the output with its graph and its derivative along (dz, dr, dt) without one."""
+        """Return the output with its graph and the derivative of its first rows along (dz, dr, dt) without one."""
         with tangent.plain(z):
             rates = [*self._rates(t, dt), *self._rates(t - r, dt - dr)]
             x = Pair(torch.cat([z, *self._waves(t), *self._waves(t - r)], dim=1), torch.cat([dz, *rates], dim=1))
@@ -67,7 +67,7 @@ class SmallNetwork(nn.Module):
         return angles.sin(), angles.cos()
 
     def _rates(self, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        sine, cosine = self._waves(t)
+        sine, cosine = self._waves(t[: len(dt)])
         turning = dt[:, None] * self.frequencies
         return cosine * turning, -sine * turning
 

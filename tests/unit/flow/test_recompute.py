@@ -16,6 +16,7 @@ SMALL = Network(channels=(8, 8), attention=(False, True), head_channels=(0, 4), 
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"fm_rows": "r_equals_t"},
+    {"tangent": "conditional"},
     {"jvp": "finite_difference"},
     {"variant": "meanflow"},
     {"variant": "rectified_flow"},

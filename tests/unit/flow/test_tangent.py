@@ -58,6 +58,16 @@ def test_each_layer_equals_func_jvp(layer: str) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
+def test_the_first_rows_alone_may_have_a_tangent(layer: str) -> None:
+    ours, _, shapes = LAYERS[layer]
+    inputs = pairs(*shapes)
+    whole = ours(*inputs)
+    found = ours(*(Pair(x.value, x.tangent[:1]) for x in inputs))
+    assert torch.equal(found.value, whole.value)
+    torch.testing.assert_close(found.tangent, whole.tangent[:1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
 def test_under_bf16_autocast_each_value_is_the_layers_own_and_each_tangent_float32(layer: str) -> None:
     ours, function, shapes = LAYERS[layer]
     modules = (LINEAR, CONV, NORM, ATTENTION, SAME, DOWN, UP)
@@ -95,6 +105,9 @@ def test_the_whole_network_equals_func_jvp(attention: tuple[bool, ...], predicti
     torch.testing.assert_close(ours, value, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(derivative, slope, rtol=1e-10, atol=1e-10 * float(slope.abs().max()))
     assert ours.requires_grad and not derivative.requires_grad
+    ours, first = u.with_derivative(z, r, t, dz[:1])  # the other row without a derivative
+    torch.testing.assert_close(ours, value, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(first, slope[:1], rtol=1e-10, atol=1e-10 * float(slope.abs().max()))
 
 
 def test_the_value_has_the_gradient_of_a_plain_pass() -> None:

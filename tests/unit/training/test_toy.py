@@ -30,6 +30,8 @@ def test_tangent_equals_func_jvp() -> None:
     ours, derivative = network.with_tangent(z, r, t, dz, dr, dt)
     torch.testing.assert_close(ours, value)
     torch.testing.assert_close(derivative, slope)
+    _, first = network.with_tangent(z, r, t, dz[:2], dr[:2], dt[:2])
+    torch.testing.assert_close(first, slope[:2])
 
 
 def test_the_torus_is_at_distance_zero_and_its_angles_are_uniform() -> None:
