@@ -5,16 +5,14 @@
 The straightforward form is what a first implementation does: `torch.func.jvp` that carries the graph on every row, and a
 separate forward pass for the velocity. With --compile, --checkpointing or --channels-last rectified flow and ours are
 measured a second time with that, in turn with the plain ones. Times are medians of interleaved repetitions. Memory is
-what one step takes beyond weights and batch: on a GPU the allocator's peak, on a CPU the growth of a fresh process's
-resident memory (that of compiled steps is not taken there, since the compiler's own would hide it).
+what one step takes at its peak beyond weights, optimiser and batch: on a GPU the allocator's, on a CPU the bytes of all
+tensors that live at once, counted (not of compiled steps).
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -30,6 +28,7 @@ from neuromf.flow import AverageVelocity, MeanFlowObjective, MeanFlowUNet, inter
 from neuromf.flow.compiled import whole_graph
 from neuromf.flow.path import expand
 from neuromf.tables import write_json
+from neuromf.training.memory import Peak
 
 NETWORKS = {
     "2M": Network(
@@ -134,36 +133,19 @@ def seconds(
 
 def peak_memory(name: str, way: str, arguments: argparse.Namespace, device: torch.device) -> float | None:
     """Return the bytes that one step takes, of a second one after a warm-up of the optimiser's state."""
-    if device.type == "cuda":
-        network = make_network(arguments.network, device, way)
-        step = make_step(name, network, arguments.rows, arguments.side, arguments.precision, way)
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    if way == "compile":
-        return None
-    given = [f"--{key}={getattr(arguments, key)}" for key in ("network", "rows", "side", "precision", "threads")]
-    command = [sys.executable, __file__, "--memory-of", name, way, "--device", "cpu", *given]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def memory_here(name: str, way: str, arguments: argparse.Namespace) -> float:
-    """Return the growth of this process's peak resident memory by one step, in bytes."""
-    network = make_network(arguments.network, torch.device("cpu"), way)
-    make_step(name, network, 4, 8, arguments.precision)()  # loads libraries and makes the optimiser's state
+    if way == "compile" and device.type == "cpu":
+        return None  # compiled code is no sequence of operations that could be counted
+    network = make_network(arguments.network, device, way)
     step = make_step(name, network, arguments.rows, arguments.side, arguments.precision, way)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here (Linux)
-    before = resident("VmRSS")
     step()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """Return a figure of /proc/self/status in bytes."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return float(line.split()[1]) * 1024
+    if device.type == "cpu":
+        with Peak() as peak:
+            step()
+        return peak.highest
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def main() -> None:
@@ -181,12 +163,8 @@ def main() -> None:
     )
     for way in WAYS[1:]:
         parser.add_argument(f"--{way.replace('_', '-')}", action="store_true", help="measure this way of running too")
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        print(memory_here(*arguments.memory_of, arguments))
-        return
     device = choose_device(arguments.device)
     ways = ["plain", *(way for way in WAYS[1:] if getattr(arguments, way))]
     networks = {way: make_network(arguments.network, device, way) for way in ways}

@@ -55,7 +55,7 @@ class MeanFlowObjective:
             beside the MeanFlow term (the other rows' ṽ is then computed without a graph, for the tangent).
         v_head: in variant ``imf``, ṽ is an output of the network's own (`AverageVelocity.heads`) instead of u(z, t, t); it
             comes with u, so that the flow-matching term costs no pass of its own.
-        wrap: what the two passes, each with its loss and all figures, are called through: `whole_graph` compiles them.
+        wrap: what the passes with a graph, each with its loss and figures, are called through: `whole_graph` compiles them.
 
     Example:
         >>> objective = MeanFlowObjective(prediction="u")
@@ -175,7 +175,7 @@ class MeanFlowObjective:
 
     def _without_interval(self, u: AverageVelocity, batch: _Batch) -> tuple[Tensor, _Rows]:
         z, t = batch.z, batch.t
-        v = u.heads(z, t, t)[1] if self.two_heads else u(z, t, t)
+        v = u.heads(z, t, t)[1] if self.two_heads else u(z, t, t)  # (7)
         return v.detach(), self._compare(v, batch)
 
     def _with_interval(self, u: AverageVelocity, batch: _Batch, tangent: Tensor) -> tuple[_Rows, _Rows, Tensor]:

@@ -50,7 +50,7 @@ def training_memory(config: Config) -> TrainingMemory:
     Args:
         config: the run's own (`Config.for_run`).
     """
-    with FakeTensorMode(), _Peak() as peak:
+    with FakeTensorMode(), Peak() as peak:
         network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
         if config.train.checkpointing:
             network.recompute_activations()
@@ -93,8 +93,13 @@ def _loss(network: MeanFlowUNet, config: Config, rows: int, *, bf16: bool, slope
     return value.float().square().mean()
 
 
-class _Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations made and that still live: ``now``, and the ``highest`` so far."""
+class Peak(TorchDispatchMode):
+    """Counts, as a context, the bytes of all tensors that operations made and that still live.
+
+    Attributes:
+        now: these bytes.
+        highest: the most they have been.
+    """
 
     def __init__(self) -> None:
         super().__init__()

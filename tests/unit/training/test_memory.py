@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from neuromf.config import Config, validate
-from neuromf.training.memory import _Peak, training_memory
+from neuromf.training.memory import Peak, training_memory
 from neuromf.training.module import FlowModule
 
 NETWORK = {"channels": [8], "attention": [True], "head_channels": [8], "residual_blocks": 1, "norm_groups": 4}
@@ -27,7 +27,7 @@ def live_bytes(config: Config) -> int:
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     latents = torch.randn(config.train.batch_size, 4, 8, 8, 8)
-    with _Peak() as peak, torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+    with Peak() as peak, torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
         loss = module.training_step(latents, 0)
         with torch.autocast("cpu", enabled=False):
             loss.backward()
