@@ -255,6 +255,10 @@ class Flow(Section):
         begin, end = self.mf_ramp
         if not 0 <= begin <= end <= 1:
             raise ValueError(f"mf_ramp {self.mf_ramp} must satisfy 0 <= begin <= end <= 1")
+        if self.two_heads and self.mf_weight == 0:
+            raise ValueError(
+                "mf_weight: at 0 the network's output proper learns nothing beside v_head; set v_head to false"
+            )
         if self.two_heads and end > 0:
             raise ValueError(
                 "mf_ramp: with v_head the network's output proper learns nothing while λ_MF is 0; set mf_ramp to [0, 0]"
@@ -540,6 +544,12 @@ class Config(Section):
                 f" warm_start (here {', '.join(found)})"
             )
         self._check_devices()
+        equal = math.floor(self.train.batch_size * self.flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
+        if self.flow.two_heads and self.flow.fm_rows == "r_equals_t" and not equal:
+            raise ValueError(
+                "flow.fm_rows: r_equals_t leaves a batch no row to train flow.v_head on; raise flow.times.r_equals_t or"
+                " train.batch_size, or set flow.fm_rows: all"
+            )
         latent, train = [side // 4 for side in self.preprocess.conform.shape], self.train
         if train.augmentation.rotate_axial and latent[0] != latent[1]:
             raise ValueError(

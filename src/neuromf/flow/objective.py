@@ -220,7 +220,7 @@ class MeanFlowObjective:
         space = tuple(range(2, error.ndim))
         if mask is not None:
             total = mask.sum(space) if space else mask
-            powers, shares = powers * mask, total.clamp(min=torch.finfo(error.dtype).tiny)
+            powers, shares = powers * mask, torch.where(total > 0, total, 1)  # no voxel left: 0, and no gradient
             means = (powers.sum(space) if space else powers) / shares
         else:
             means = powers.mean(space) if space else powers

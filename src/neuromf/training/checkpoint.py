@@ -95,7 +95,7 @@ def model_folder(name: str | Path, variant: str = "imf") -> Path:
 
     Files of the shipped ones are named with their folder: ``demo/rectified_flow/averages/online.safetensors``.
     """
-    first, *rest = str(name).split("/")
+    first, *rest = str(name).rstrip("/").split("/")
     if first == "demo":
         return Path(DEMO, *(rest or ["rectified_flow" if variant == "rectified_flow" else "meanflow"]))
     return Path(name)

@@ -70,26 +70,29 @@ def _update(network: MeanFlowUNet, config: Config) -> None:
         _loss(network, config, batch, bf16=bf16).backward()
         return
     apart = batch - math.floor(batch * flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
-    slopes = apart if flow.jvp == "exact" else 0
     if flow.variant == "imf" and flow.fm_rows == "all" and not flow.two_heads:
         losses = [settled(_loss(network, config, batch, bf16=bf16), network)]
-        losses += [_loss(network, config, apart, bf16=bf16, slopes=slopes)] if apart else []
+        losses += [_loss(network, config, apart, bf16=bf16, apart=apart)] if apart else []
     else:
-        losses = [_loss(network, config, batch, bf16=bf16, slopes=slopes)]
+        losses = [_loss(network, config, batch, bf16=bf16, apart=apart)]
     torch.stack(losses).sum().backward()
 
 
-def _loss(network: MeanFlowUNet, config: Config, rows: int, *, bf16: bool, slopes: int = 0) -> Tensor:
-    """Return a loss of one pass over so many of the batch's rows, the first ``slopes`` of which carry their tangent."""
-    rows, slopes = rows // config.train.devices, slopes // config.train.devices
+def _loss(network: MeanFlowUNet, config: Config, rows: int, *, bf16: bool, apart: int = 0) -> Tensor:
+    """Return a loss of one pass over so many of the batch's rows, with du/dt of its first ``apart`` rows."""
+    rows, apart = rows // config.train.devices, apart // config.train.devices
     latent = (config.codec.latent_channels, *(side // 4 for side in config.preprocess.conform.shape))
     z, t = torch.randn(rows, *latent), torch.rand(rows)
+    exact = config.flow.jvp == "exact"
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        if slopes:
-            rate = torch.ones(slopes)
-            value, _ = network.with_tangent(z, t, t, torch.randn_like(z[:slopes]), 0 * rate, rate)
+        if apart and exact:
+            rate = torch.ones(apart)
+            value, _ = network.with_tangent(z, t, t, torch.randn_like(z[:apart]), 0 * rate, rate)
         else:
             value = network(z, t, t)
+    if apart and not exact:
+        with torch.no_grad():
+            network(z[:apart], t[:apart], t[:apart])  # of the finite difference, in float32
     return value.float().square().mean()
 
 

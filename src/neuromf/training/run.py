@@ -125,11 +125,13 @@ def train_run(
         NoProgressError: a retry after attempts that saved no checkpoint.
         RankError: another process of a data-parallel training ended early.
         CheckpointError: the warm start is missing, damaged or of another architecture or kind of output.
-        ValueError: the train split is empty or its latents have another shape than the configuration says.
+        ValueError: the train split is empty, its latents have another shape than the configuration says, or
+            ``train.precision`` is one that a CPU computes wrongly here.
     """
     if dataclasses.is_dataclass(statistics) and not isinstance(statistics, type):
         statistics = dataclasses.asdict(statistics)
     _check_latents(config, train)
+    _check_precision(config, device)
     config = with_channel_weights(config, statistics)
     module = FlowModule(config, seed)
     warm_start, scale = _warm_start(config, module, codec)
@@ -339,6 +341,23 @@ def _check_latents(config: Config, train: Latents) -> None:
         raise ValueError(
             f"latents have shape {found}, preprocess.conform.shape and codec.latent_channels ask for {expected};"
             " encode the cohort again with these settings"
+        )
+
+
+def _check_precision(config: Config, device: torch.device) -> None:
+    """Refuse what oneDNN computes wrongly with torch 2.12.1: bf16 weight gradients of 3³ convolutions over two layers.
+
+    They read memory that nobody wrote, so they are wrong without a sign of it.
+    """
+    depth, levels = config.preprocess.conform.shape[0] // 4, len(config.network.channels)
+    if (
+        device.type == "cpu"
+        and config.train.precision == "bf16"
+        and 2 in [depth // 2**level for level in range(levels)]
+    ):
+        raise ValueError(
+            f"train.precision: bf16 gives wrong gradients on a CPU where a level of the network is two voxels deep (a latent"
+            f" of {depth}, {levels} levels); set train.precision: 32, or give network.channels one level less"
         )
 
 

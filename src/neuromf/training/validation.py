@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import lightning
@@ -127,15 +127,27 @@ class Validation(Callback):
         rows = max(VALIDATION_ROWS, size)
         random = generator_for(module.device, module.seed, "validation")
         sums = dict.fromkeys(FIGURES, 0.0)
-        for number, first in enumerate(range(0, rows, batch)):
-            z0 = torch.stack([self.latents[i % size] for i in range(first, min(first + batch, rows))]).to(module.device)
+        begin = generator_for(torch.device("cpu"), module.seed, "validation times")
+        r, t = module.times.spread(rows, 0, begin, module.device)
+        first = 0
+        for places in dealt(r, t, math.ceil(rows / batch)):
+            z0 = torch.stack([self.latents[(first + i) % size] for i in range(len(places))]).to(module.device)
             noise = torch.randn(z0.shape, generator=random, device=module.device)
-            begin = generator_for(torch.device("cpu"), module.seed, "validation times")
-            r, t = module.times.spread(len(z0), number, begin, module.device)
-            output = module.objective(module.network, z0, noise, r, t)
+            first += len(places)
+            output = module.objective(module.network, z0, noise, r[places], t[places])
             for name in FIGURES:
                 sums[name] += getattr(output, name).item() * len(z0) / rows
         return sums
+
+
+def dealt(r: Tensor, t: Tensor, batches: int) -> Iterator[Tensor]:
+    """Yield the places of each batch's rows, first those with r < t; of either kind as many as in others or one more."""
+    apart, equal = (torch.nonzero(kind)[:, 0] for kind in (r < t, r == t))
+    for k in range(batches):
+        first, last = (-(-part * len(apart) // batches) for part in (k, k + 1))
+        begin, end = (part * len(equal) // batches for part in (k, k + 1))
+        if (places := torch.cat([apart[first:last], equal[begin:end]])).numel():
+            yield places
 
 
 def raw_loss(figures: Mapping[str, float]) -> tuple[int, float]:

@@ -344,6 +344,16 @@ def test_mask_restricts_the_spatial_mean() -> None:
     assert float(objective(network, z0, noise, t / 2, t, 0 * mask).loss) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_whose_mask_is_empty_leaves_the_gradient_of_the_others(dtype: torch.dtype) -> None:
+    z0, noise, shift = torch.randn(4, 3, 5, dtype=dtype), torch.randn(4, 3, 5, dtype=dtype), torch.zeros(1, dtype=dtype)
+    shift.requires_grad_()
+    t, mask = torch.full((4,), 0.5, dtype=dtype), torch.ones(4, 1, 5, dtype=dtype)
+    mask[1] = 0
+    MeanFlowObjective("u")(lambda z, r, t: z + shift, z0, noise, t / 2, t, mask).loss.backward()
+    assert bool(torch.isfinite(shift.grad).all()) and bool(shift.grad.any())  # type: ignore[union-attr, arg-type]
+
+
 def test_an_x_prediction_below_t_min_is_floored() -> None:
     z0, noise, t = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([1e-4, 0.02])
     output = MeanFlowObjective("x", t_min=0.05)(lambda z, r, t: 0 * z, z0, noise, t / 2, t)

@@ -75,7 +75,7 @@ def test_normalisation_and_its_inverse(tmp_path: Path) -> None:
 def test_demo_means_the_shipped_model_of_the_variant() -> None:
     assert model_folder("demo", "rectified_flow").name == "rectified_flow"
     assert model_folder("demo", "meanflow") == model_folder("demo", "imf") == model_folder("demo")
-    assert model_folder("demo").parent.name == "demo"
+    assert model_folder("demo").parent.name == "demo" and model_folder("demo/") == model_folder("demo")
     online = "rectified_flow/averages/online.safetensors"
     assert model_folder(f"demo/{online}") == model_folder("demo").parent / online
     assert model_folder("./demo") == Path("./demo") and model_folder("demonstration") == Path("demonstration")

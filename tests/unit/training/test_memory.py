@@ -15,7 +15,7 @@ NETWORK = {"channels": [8], "attention": [True], "head_channels": [8], "residual
 
 
 def configuration(**train_and_flow: Any) -> Config:
-    flow = {key: train_and_flow.pop(key) for key in ("variant", "fm_rows", "v_head") if key in train_and_flow}
+    flow = {key: train_and_flow.pop(key) for key in ("variant", "fm_rows", "v_head", "jvp") if key in train_and_flow}
     settings = {"batch_size": 4, **train_and_flow}
     shape = {"conform": {"shape": [32, 32, 32]}}
     return validate({"network": NETWORK, "flow": flow, "train": settings, "preprocess": shape})
@@ -42,6 +42,7 @@ def live_bytes(config: Config) -> int:
         {"checkpointing": True},
         {"fm_rows": "r_equals_t"},
         {"v_head": True},
+        {"fm_rows": "r_equals_t", "jvp": "finite_difference"},
         {"variant": "rectified_flow"},
     ],
     ids=str,

@@ -119,9 +119,14 @@ def test_a_step_uses_the_weight_of_its_update() -> None:
 
 @pytest.mark.parametrize(
     ("flow", "message"),
-    [({"mf_ramp": [0.5, 0.2]}, "begin <= end"), ({"mf_ramp": [0, 0.5], "v_head": True}, "set mf_ramp to")],
+    [
+        ({"mf_ramp": [0.5, 0.2]}, "begin <= end"),
+        ({"mf_ramp": [0, 0.5], "v_head": True}, "set mf_ramp to"),
+        ({"mf_weight": 0, "v_head": True}, "set v_head to false"),
+        ({"fm_rows": "r_equals_t", "v_head": True, "times": {"r_equals_t": 0.01}}, "no row to train flow.v_head on"),
+    ],
 )
-def test_ramps_that_cannot_be_are_refused(flow: dict[str, Any], message: str) -> None:
+def test_flows_that_learn_nothing_of_a_part_are_refused(flow: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate({"flow": flow})
 

@@ -436,6 +436,13 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in weights(tmp_path).values())
 
 
+def test_bf16_that_a_cpu_computes_wrongly_is_refused(tmp_path: Path) -> None:
+    three = {"channels": [4, 8, 8], "attention": [False] * 3, "head_channels": [0] * 3}  # 8, 4 and 2 voxels
+    settings = config(network=three, train={"precision": "bf16"})
+    with pytest.raises(ValueError, match="wrong gradients on a CPU .* set train.precision: 32"):
+        train(tmp_path, settings)
+
+
 def test_recomputed_activations_change_no_weight_and_no_checkpoint(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from neuromf.flow import TimeSampler
 from neuromf.training import validation
 from neuromf.training.averages import WeightAverages
 from neuromf.training.logbook import FIGURES, Table
-from neuromf.training.validation import VALIDATION, Validation, energy_distance, raw_loss
+from neuromf.training.validation import VALIDATION, Validation, dealt, energy_distance, raw_loss
 
 
 def test_energy_distance_by_hand() -> None:
@@ -64,3 +67,16 @@ def test_the_best_by_loss_and_by_distance(tmp_path: Path, monkeypatch: pytest.Mo
         ("sample_distance", 4),
     ]
     assert watched.best["raw_loss"].update == watched.best["sample_distance"].update == 4
+
+
+@given(rows=st.integers(1, 70), batch=st.integers(1, 40), share=st.floats(0, 1))
+@settings(max_examples=200, deadline=None)
+def test_rows_are_dealt_to_batches_once_and_evenly(rows: int, batch: int, share: float) -> None:
+    r, t = TimeSampler(r_equals_t=share).spread(rows, 0, torch.Generator().manual_seed(0))
+    batches = list(dealt(r, t, math.ceil(rows / batch)))
+    assert sorted(torch.cat(batches).tolist()) == list(range(rows))
+    assert all(0 < len(places) <= batch + 1 for places in batches)
+    counts = [int((r[places] < t[places]).sum()) for places in batches]
+    assert max(counts) - min(counts) <= 1
+    for places, count in zip(batches, counts, strict=True):
+        assert bool((r[places[:count]] < t[places[:count]]).all()), "the rows with r < t come first"
