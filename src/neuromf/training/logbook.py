@@ -139,7 +139,8 @@ class Logbook(Callback):
         for name in self.table.columns[1:]:
             if not math.isnan(row[name]):
                 self.board.add_scalar(f"train/{name}", row[name], pl_module.update)
-        self.bar.set_postfix(fm=f"{row['raw_fm']:.3g}", mf=f"{row['raw_mf']:.3g}")
+        losses = {term: row[f"raw_{term}"] for term in ("fm", "mf")}
+        self.bar.set_postfix({term: f"{loss:.3g}" for term, loss in losses.items() if not math.isnan(loss)})
         self.seen, self.before = [], []
         self.since, self.logged_at = time.perf_counter(), pl_module.update
 
