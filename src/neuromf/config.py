@@ -195,6 +195,11 @@ class CodecGate(Section):
 # --- flow and network -----------------------------------------------------------------------------------------------
 
 
+def equal_rows(batch: int, share: float) -> int:
+    """Return how many rows of a batch have r = t: the share of it, rounded down to whole rows."""
+    return math.floor(batch * share + 1e-9)  # a product like 0.29 · 100 lies just below its whole number
+
+
 class Times(Section):
     """Distribution of (r, t)."""
 
@@ -544,7 +549,7 @@ class Config(Section):
                 f" warm_start (here {', '.join(found)})"
             )
         self._check_devices()
-        equal = math.floor(self.train.batch_size * self.flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
+        equal = equal_rows(self.train.batch_size, self.flow.times.r_equals_t)
         if self.flow.two_heads and self.flow.fm_rows == "r_equals_t" and not equal:
             raise ValueError(
                 "flow.fm_rows: r_equals_t leaves a batch no row to train flow.v_head on; raise flow.times.r_equals_t or"
@@ -566,7 +571,7 @@ class Config(Section):
     def _check_devices(self) -> None:
         """Refuse batches whose rows with r < t and with r = t cannot be dealt evenly."""
         batch, devices = self.train.batch_size, self.train.devices
-        equal = math.floor(batch * self.flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
+        equal = equal_rows(batch, self.flow.times.r_equals_t)
         parts = {"latents": batch}
         if self.flow.variant != "rectified_flow":
             parts |= {"rows with r < t": batch - equal, "rows with r = t": equal}

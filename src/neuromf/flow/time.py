@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from neuromf.config import equal_rows
 
 # Multiples of these, modulo 1, cover [0, 1]³ evenly, and the plane of the first two best: powers of the inverse of the root
 # of x³ = x + 1 (R₂ of Roberts 2018), and the golden section
@@ -95,7 +96,7 @@ class TimeSampler:
         return torch.cat([r[:apart], t[apart:]]).to(device), t.to(device)
 
     def _equal(self, batch: int) -> int:
-        return math.floor(batch * self.r_equals_t + 1e-9)
+        return equal_rows(batch, self.r_equals_t)
 
     def _quantile(self, share: Tensor) -> Tensor:
         if self.distribution == "logit_normal":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neuromf.config import Config
+from neuromf.config import Config, equal_rows
 from neuromf.flow import MeanFlowUNet
 from neuromf.flow.objective import settled
 
@@ -69,7 +68,7 @@ def _update(network: MeanFlowUNet, config: Config) -> None:
     if flow.variant == "rectified_flow":
         _loss(network, config, batch, bf16=bf16).backward()
         return
-    apart = batch - math.floor(batch * flow.times.r_equals_t + 1e-9)  # as TimeSampler counts them
+    apart = batch - equal_rows(batch, flow.times.r_equals_t)
     if flow.variant == "imf" and flow.fm_rows == "all" and not flow.two_heads:
         losses = [settled(_loss(network, config, batch, bf16=bf16), network)]
         losses += [_loss(network, config, apart, bf16=bf16, apart=apart)] if apart else []

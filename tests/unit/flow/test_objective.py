@@ -288,9 +288,7 @@ def test_with_a_head_for_the_velocity_the_flow_matching_term_costs_no_pass() -> 
     network.heads = lambda z, r, t: (passes.append(f"heads of {len(z)}"), heads(z, r, t))[1]  # type: ignore[method-assign, func-returns-value]
     MeanFlowObjective("u", v_head=True, jvp="finite_difference")(network, *vectors())
     assert passes.count("heads of 6") == 1  # the only pass with a graph
-    assert (
-        passes.count("heads of 3") == 1 + 2
-    )  # of the rows with r < t: the tangent's direction; two for the differences
+    assert passes.count("heads of 3") == 1 + 2  # rows with r < t: the tangent's direction, and two for the differences
     assert set(passes) == {"heads of 6", "heads of 3", "forward"}
 
 
