@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromf.config import Conform
+from neuromf.orientation import without_shear
 from neuromf.tables import Cohort, read_manifest
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
 
@@ -37,7 +38,7 @@ def stripped_brains(cohort: Cohort) -> list[nib.Nifti1Image]:
     brains = []
     for scan in scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]:
         with suppress(VolumeError):
-            image = read_volume(cohort.root / scan.image)
+            image = without_shear(read_volume(cohort.root / scan.image))
             brains.append(nib.Nifti1Image((np.asarray(image.dataobj) != 0).astype(np.uint8), image.affine))
     return brains
 

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from neuromf.evaluation.features import array_sha256
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
+from neuromf.orientation import without_shear
 from neuromf.tables import TableError, content_hash, file_sha256, read_json, write_json
-from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, is_oriented, read_volume, to_ras, voxel_sizes
+from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, read_volume, to_ras, voxel_sizes
 
 Intensity = Literal["keep", "percentile"]
 RANGES = (1.0, 255.0)  # nominal ranges [0, upper end] that are kept
@@ -49,6 +50,7 @@ class Found:
     voxels_sha256: str  # of the voxels in RAS: the same for a scan that was packed or turned otherwise
     axes: str  # of the file, e.g. LAS
     oriented: bool  # whether the header says so, or the axes are a guess
+    warning: str  # what else is doubtful in the header, "" for nothing
     oblique: float  # largest angle in degrees between an axis and the nearest of R, A, S
     shape: tuple[int, int, int]
     voxel_mm: tuple[float, float, float]
@@ -195,7 +197,7 @@ def on_grid(found: Found, rules: Rules) -> NDArray[np.float32]:
     Where voxels get larger, it is low-pass filtered with a Gaussian of σ² = (k² − 1) / (8 ln 2) voxels² for a ratio k of
     spacings (Cardoso et al. 2015), then interpolated linearly, which leaves the range of intensities.
     """
-    data = np.asarray(to_ras(read_volume(Path(found.path))).dataobj, dtype=np.float32)
+    data = np.asarray(to_ras(without_shear(read_volume(Path(found.path)))).dataobj, dtype=np.float32)
     shape = np.array(rules.grid.shape)
     if rules.as_is:
         before = (shape - data.shape) // 2
@@ -217,6 +219,8 @@ def volumes(founds: Sequence[Found], rules: Rules, *, label: str) -> Iterator[tu
 
 def _look_at(path: Path) -> dict[str, Any]:
     image = read_volume(path)
+    oriented, warning = image.extra["oriented"], image.extra["warning"]
+    image = without_shear(image)
     axes = "".join(nib.aff2axcodes(image.affine))
     oblique = float(np.degrees(nib.affines.obliquity(image.affine)).max())
     image = to_ras(image)
@@ -236,7 +240,8 @@ def _look_at(path: Path) -> dict[str, Any]:
     return {
         "voxels_sha256": array_sha256(data),
         "axes": axes,
-        "oriented": is_oriented(path),
+        "oriented": oriented,
+        "warning": warning,
         "oblique": round(oblique, 2),
         "shape": tuple(int(n) for n in data.shape),
         "voxel_mm": tuple(round(float(size), 5) for size in sizes),
@@ -293,6 +298,9 @@ def _check_orientation(sets: Mapping[str, Sequence[Found]]) -> None:
             f" ({known[0].axes}). Save the {len(guessed)} volumes without it with their affine, e.g."
             " nibabel.Nifti1Image(data, affine)"
         )
+    for found in every:
+        if found.warning and found.oriented:
+            log.warning("%s: %s", found.path, found.warning)
     if guessed:
         log.warning("no volume has a sform or qform: their axes are taken as %s, alike in all folders", guessed[0].axes)
     for name, one in sets.items():
