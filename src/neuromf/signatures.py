@@ -16,10 +16,11 @@ _FREESURFER = "is a FreeSurfer volume (.mgh, .mgz); convert it with mri_convert 
 _PAGE = "is a web page or XML, perhaps of a download that was refused; log in and download the scan again"
 _PACKED = "is a {} file; unpack it and name the NIfTI file inside"
 _OTHER = "is a {} file; convert it to .nii.gz"
-_PAIR = (
-    "is the header of a pair (.hdr, .img); join it to one file, for instance with nibabel.load(…) of the .hdr and"
+_JOIN = (
+    "of a pair (.hdr, .img); join it to one file, for instance with pair = nibabel.load(…) of the .hdr and"
     " nibabel.save(nibabel.Nifti1Image(pair.dataobj, pair.affine), …)"
 )
+_PAIR, _VOXELS = f"is the header {_JOIN}", f"holds the voxels {_JOIN}"
 _ANALYZE = (
     "has a header of Analyze 7.5 and not of NIfTI, which does not say which side is left; convert it to .nii.gz with its"
     " orientation, for instance with fslchfiletype and fslorient"
@@ -106,6 +107,8 @@ def _other(path: Path, content: bytes) -> str:
         if magic[:2] == b"ni":
             return _PAIR
         return "" if magic[:2] == b"n+" or is_nifti2(content) else _ANALYZE
+    if path.name.lower().endswith((".img", ".img.gz")):
+        return _VOXELS
     if content.startswith(_GZIP):
         return "is gzipped twice; unpack it once with gunzip"
     text = content.lstrip(b"\xef\xbb\xbf \t\r\n")

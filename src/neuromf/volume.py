@@ -186,7 +186,8 @@ def _whole(path: Path, claimed: int, shape: tuple[int, ...], *, zipped: bool) ->
 
 def _orientation(path: Path, raw: nib.Nifti1Header) -> Orientation:
     try:
-        return orientation(raw)
+        with np.errstate(all="ignore"):  # of numbers that a damaged header holds
+            return orientation(raw)
     except HeaderError as error:
         raise VolumeError(f"{path} {error}") from None
 

@@ -74,6 +74,7 @@ KINDS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "Analyze, gzipped": ("x.nii.gz", lambda: gzip.compress(analyze()), "Analyze 7.5"),
     "pair": ("x.nii", pair, r"header of a pair \(\.hdr, \.img\)"),
     "pair by its own name": ("x.hdr", pair, r"header of a pair \(\.hdr, \.img\)"),
+    "voxels of a pair": ("x.img", lambda: DATA.tobytes(), r"holds the voxels of a pair"),
     "MGZ": ("x.mgz", lambda: gzip.compress(mgh()), "FreeSurfer.*mri_convert"),
     "MGZ named .nii.gz": ("x.nii.gz", lambda: gzip.compress(mgh()), "FreeSurfer.*mri_convert"),
     "MGH": ("x.nii", mgh, "FreeSurfer"),

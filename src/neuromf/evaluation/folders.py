@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from neuromf.evaluation.features import array_sha256
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
 from neuromf.orientation import without_shear
+from neuromf.signatures import absent
 from neuromf.tables import TableError, content_hash, file_sha256, read_json, write_json
 from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, read_volume, to_ras, voxel_sizes
 
@@ -97,7 +99,7 @@ def volume_files(folder: Path) -> list[Path]:
     )
     if linked := [path for path in every if path.is_symlink() and path.is_dir()]:
         raise EvaluationError(f"{linked[0]} is a link to a folder, which is not followed; link its files instead")
-    found = [path for path in every if path.name.endswith((".nii", ".nii.gz"))]
+    found = [path for path in every if path.name.lower().endswith((".nii", ".nii.gz"))]
     if not found:
         raise EvaluationError(f"{folder} holds no .nii or .nii.gz; convert its volumes first")
     known: dict[str, Path] = {}
@@ -112,7 +114,7 @@ def volume_files(folder: Path) -> list[Path]:
 
 def volume_name(path: Path) -> str:
     """Return the path of a volume without .nii or .nii.gz."""
-    return str(path).removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"(\.nii)?(\.gz)?$", "", str(path), count=1, flags=re.IGNORECASE)
 
 
 def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
@@ -124,9 +126,8 @@ def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
     found = []
     for path in tqdm(files, desc=f"{label}: reading", unit="volume"):
         if not path.is_file():
-            raise VolumeError(
-                f"{path} is no file but a folder or a link to nothing; remove it or copy the volume there"
-            )
+            what = "is a folder; remove it or copy the volume there" if path.exists() else absent(path)
+            raise VolumeError(f"{path} is no file: it {what}")
         sha256 = file_sha256(path)
         kept = cache / "survey" / f"{sha256}.json"
         content = _kept(kept)
@@ -298,12 +299,14 @@ def _check_orientation(sets: Mapping[str, Sequence[Found]]) -> None:
             f" ({known[0].axes}). Save the {len(guessed)} volumes without it with their affine, e.g."
             " nibabel.Nifti1Image(data, affine)"
         )
-    for found in every:
-        if found.warning and found.oriented:
-            log.warning("%s: %s", found.path, found.warning)
     if guessed:
         log.warning("no volume has a sform or qform: their axes are taken as %s, alike in all folders", guessed[0].axes)
     for name, one in sets.items():
+        if doubtful := [found for found in one if found.warning and found.oriented]:
+            log.warning(
+                "%s: the headers of %d of %d volumes are doubtful, such as %s: %s",
+                name, len(doubtful), len(one), doubtful[0].path, doubtful[0].warning,
+            )  # fmt: skip
         angles = [found.oblique for found in one if found.oblique > OBLIQUE]
         if angles:
             log.warning(
