@@ -41,6 +41,7 @@ _LONGEST = 1.01  # of a quaternion (b, c, d), at most 1 but for rounding
 _HEAD_MM = (0.02, 50.0)  # voxel sizes that a scan of a head may have
 _UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}
 _KEEP_SFORM = "nibabel.save(nibabel.Nifti1Image(image.dataobj, image.header.get_sform()), …)"
+_KEEP_QFORM = _KEEP_SFORM.replace("sform", "qform")
 _PAGE = "docs/cohorts.md, “Repairing a header”"
 
 
@@ -82,11 +83,12 @@ def orientation(header: nib.Nifti1Header) -> Orientation:
         doubts.append(
             "orientation unknown: neither sform nor qform has a code, so left and right are a guess; LAS is taken"
         )
-    _check_inverse(affine)
+    for one in (affine, sform):
+        if one is not None:
+            _check_inverse(one, qform if one is sform else None)
     factor, doubt = _units(int(header["xyzt_units"]) & 7, nib.affines.voxel_sizes(affine))
     doubts += doubt
     if sform is not None:
-        _check_inverse(sform)
         if _is_given(sizes):
             _check_sizes(sform, qform, factor * sizes, factor, registered=registered)
         else:
@@ -177,7 +179,8 @@ def _is_given(sizes: NDArray[np.floating]) -> bool:
 # --- what is held against each other --------------------------------------------------------------------------------
 
 
-def _check_inverse(affine: Affine) -> None:
+def _check_inverse(affine: Affine, other: Affine | None) -> None:
+    """Refuse an affine without an inverse; ``other`` is a transform that may be kept instead."""
     columns = affine[:3, :3]
     volume = float(np.prod(np.linalg.norm(columns, axis=0)))
     if (
@@ -186,7 +189,8 @@ def _check_inverse(affine: Affine) -> None:
         or abs(np.linalg.det(columns)) < 1e-6 * volume
         or None in nib.aff2axcodes(affine)
     ):
-        raise HeaderError(f"has an affine that cannot be inverted; repair its sform and qform ({_PAGE})")
+        remedy = f"repair its sform and qform ({_PAGE})" if other is None else f"if its qform is right: {_KEEP_QFORM}"
+        raise HeaderError(f"has an affine that cannot be inverted; {remedy}")
 
 
 def _units(code: int, sizes: NDArray[np.floating]) -> tuple[float, list[str]]:

@@ -95,6 +95,8 @@ REFUSED = {
     "qform without voxel sizes": ((None, 0, LAS, 1, [0, 0, 0]), "has no voxel sizes"),
     "nothing at all": ((None, 0, None, 0, [0, 0, 0]), "has no voxel sizes"),
     "singular": ((np.diag([1, 1, 0, 1]), 1, None, 0, [1, 1, 1]), "cannot be inverted"),
+    "an sform of zeros beside a qform": ((np.zeros((4, 4)), 1, LAS, 1), "cannot be inverted; if its qform .*get_qform"),
+    "a template's sform of NaN": ((LAS * [np.nan, 1, 1, 1], 4, LAS, 1), "cannot be inverted; if its qform .*get_qform"),
     "NaN": ((np.diag([1, 1, np.nan, 1]), 1, None, 0, [1, 1, 1]), "cannot be inverted"),
     "metres called mm": ((np.diag([1e-3, 1e-3, 1e-3, 1]), 1, None, 0, [1e-3] * 3), r"voxels of 0\.001 .*units.*'meter'"),
     "microns called nothing": ((np.diag([900, 900, 900, 1]), 1, None, 0, [900] * 3, 0), r"voxels of 900 .*units.*'micron'"),
