@@ -23,6 +23,7 @@ from neuromf import config as configuration
 from neuromf import environment, gpu, meshnet
 from neuromf.codec.weights import perceptual_files, weights_path
 from neuromf.cohort.field_of_view import cut_fractions, extent, stripped_brains, template_brain
+from neuromf.cohort.headers import told_of
 from neuromf.config import Codec, Config
 from neuromf.evaluation.extractors.published import WEIGHTS, weights_file
 from neuromf.evaluation.morphometry.synthseg import find_synthseg
@@ -100,6 +101,7 @@ def examine(workflow: Path, settings: Sequence[str] = ()) -> Iterator[Finding]:
         ("device", check_device),
         ("memory", check_memory),
         ("weights", check_weights),
+        ("scans", check_scans),
         ("field of view", check_field_of_view),
         ("disk", check_disk),
     )
@@ -258,6 +260,27 @@ def check_weights(patient: Patient) -> Iterator[Finding]:
     if absent := [str(file) for file in lpips if not file.is_file()]:
         found = f"LPIPS: {' and '.join(absent)} missing, so it is not measured"
         yield Finding("weights", "warning", found, "docs/codec.md says where to fetch them")
+
+
+def check_scans(patient: Patient) -> Iterator[Finding]:
+    """No scan is refused, and none has a header that is doubtful.
+
+    Goes by the skull strip's rows; before it ran, by the headers of some scans.
+    """
+    for cohort in patient.cohorts():
+        told = told_of(cohort)
+        if not told.number:
+            continue
+        by = "scans stripped so far" if told.stripped else "scans whose header was looked at"
+        counts = f"{len(told.refused)} cannot be used, {len(told.doubtful)} are doubtful"
+        found = f"{cohort.name}: of {told.number} {by}, {counts}"
+        if first := [*told.refused[:1], *told.doubtful[:1]]:
+            remedy = (
+                "see the report, or the skull strip's manifests, for all; docs/cohorts.md says how a header is repaired"
+            )
+            yield Finding("scans", "warning", f"{found}, such as {'; '.join(first)}", remedy)
+        else:
+            yield Finding("scans", "ok", found)
 
 
 def check_field_of_view(patient: Patient) -> Iterator[Finding]:

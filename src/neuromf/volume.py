@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import logging
 import math
 import warnings
 from pathlib import Path
@@ -10,16 +12,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from neuromf import signatures
+from neuromf.orientation import HeaderError, Orientation, orientation
 from neuromf.tables import atomic_path
 
 SMALLEST_SIDE = 16  # voxels; below this no brain can be told from noise
 MOST_VOXELS = 2**30  # 1024³: a head at 0.25 mm. More is a damaged header, or would fill the memory
 _DEFLATE = 1032  # the most that deflate shrinks: a header that claims more than this times the file cannot be true
-_SIZES_AGREE = 0.05  # relative difference of the voxel sizes of sform and qform
-_NO_NIFTI = "is not a NIfTI file; give .nii or .nii.gz"
+_SILENT = logging.Logger("nibabel's notes on headers", logging.CRITICAL + 1)
 
 
 class VolumeError(ValueError):
@@ -30,24 +33,24 @@ def read_volume(path: Path) -> nib.Nifti1Image:
     """Read a scan into memory and check that it can be one.
 
     Returns:
-        A 3D float32 image with the file's affine (scaling applied, trailing axes of length 1 removed). The affine is the
-        sform's where there is one, else the qform's.
+        A 3D float32 image (scaling applied, trailing axes of length 1 removed) with the affine in mm that the header gives
+        by the rule of `neuromf.orientation`; sheared axes stay sheared. In ``image.extra``: ``oriented``, whether the
+        header says where left is (else LAS is a guess), and ``warning``, what is doubtful in it ("" for nothing).
 
     Raises:
-        VolumeError: no such file, a folder, no NIfTI, truncated or damaged (the checksum of .nii.gz), not 3D, no real
+        VolumeError: no such file, a folder, no NIfTI (what it is instead: `neuromf.signatures`), a content that was not
+            fetched, gzipped or not against its name, truncated or damaged (the checksum of .nii.gz), not 3D, no real
             numbers, NaN or infinite voxels, constant, fewer than 16 voxels along an axis, more than 1024³ or than the file
-            can hold, an affine that cannot be inverted, a sform and a qform of different brains.
+            can hold, a header that contradicts itself (`neuromf.orientation`).
     """
-    image = _read(path)
-    data = _array(path, image, np.float32)
+    data, place = _read(path, np.float32)
     if not np.isfinite(data).all():
         count = int(data.size - np.isfinite(data).sum())
         raise VolumeError(f"{path} has {count} voxels that are NaN or infinite; export the scan again")
     if data.min() == data.max():
         what = "all zero" if data.max() == 0 else f"constant ({data.max():g})"
         raise VolumeError(f"{path} is {what}; there is no scan in it")
-    _check_affines(path, image)
-    return nib.Nifti1Image(data, image.affine)
+    return nib.Nifti1Image(data, place.affine, extra={"oriented": place.known, "warning": place.warning})
 
 
 def read_labels(path: Path) -> nib.Nifti1Image:
@@ -56,12 +59,10 @@ def read_labels(path: Path) -> nib.Nifti1Image:
     Raises:
         VolumeError: as `read_volume` where it reads the file, or voxels that are no integers.
     """
-    image = _read(path)
-    kind = image.get_data_dtype()
-    if kind.kind not in "biu":
-        raise VolumeError(f"{path} has voxels of type {kind}; labels are integers")
-    _check_affines(path, image)
-    return nib.Nifti1Image(_array(path, image, kind), image.affine, dtype=kind)
+    data, place = _read(path)
+    if data.dtype.kind not in "biu":
+        raise VolumeError(f"{path} has voxels of type {data.dtype}; labels are integers")
+    return nib.Nifti1Image(data, place.affine, dtype=data.dtype)
 
 
 def write_volume(path: Path, data: ArrayLike, affine: NDArray[np.floating], dtype: DTypeLike) -> None:
@@ -92,14 +93,14 @@ def to_ras(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return nib.as_closest_canonical(image)
 
 
-def is_oriented(path: Path) -> bool:
-    """Return whether a volume's header says where right, anterior and superior are: a sform or qform of a code above 0.
+def header_warning(path: Path) -> str:
+    """Return what is doubtful in a scan's header, "" for nothing; no voxel is read.
 
     Raises:
-        VolumeError: as `read_volume` where it opens the file.
+        VolumeError: as `read_volume` where it goes by the header.
     """
-    image = _open(path)
-    return any(_form(path, image, name) is not None for name in ("sform", "qform"))
+    _, raw, _ = _open(path)
+    return _orientation(path, raw).warning
 
 
 def voxel_sizes(affine: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -107,11 +108,12 @@ def voxel_sizes(affine: NDArray[np.floating]) -> NDArray[np.floating]:
     return nib.affines.voxel_sizes(affine)
 
 
-def _read(path: Path) -> nib.Nifti1Image:
-    """Return a 3D image of real numbers whose file is whole. What its header claims is held against a limit and against the
-    file's size before memory is taken for it."""
-    image = _open(path)
-    shape = image.shape
+def _read(path: Path, kind: DTypeLike | None = None) -> tuple[NDArray[Any], Orientation]:
+    """Return a 3D array of real numbers, in the type it is stored in unless ``kind`` is given, and where it lies.
+
+    What the header claims is held against a limit and against the file's size before memory is taken for it."""
+    header, raw, zipped = _open(path)
+    shape = header.get_data_shape()
     if len(shape) > 3 and shape[3:] == (1,) * (len(shape) - 3):
         shape = shape[:3]
     if len(shape) != 3:
@@ -120,99 +122,74 @@ def _read(path: Path) -> nib.Nifti1Image:
         raise VolumeError(f"{path} has {shape} voxels; every side needs at least {SMALLEST_SIDE}")
     if math.prod(shape) > MOST_VOXELS:
         raise VolumeError(f"{path} claims {shape} voxels, at most 1024³ are read; repair its header or resample it")
-    kind = image.get_data_dtype()
-    if kind.kind not in "biuf":
-        raise VolumeError(f"{path} has voxels of type {kind}; give a scan of real numbers")
-    return _whole(path, image)
+    stored = header.get_data_dtype()
+    if stored.kind not in "biuf":
+        raise VolumeError(f"{path} has voxels of type {stored}; give a scan of real numbers")
+    place = _orientation(path, raw)
+    content = _whole(path, math.prod(shape) * stored.itemsize, shape, zipped=zipped)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused by the caller
+            data = np.asarray(ArrayProxy(content, header), dtype=kind or stored).reshape(shape)
+    except Exception as error:
+        raise _damaged(path, error) from None
+    return data, place
 
 
-def _open(path: Path) -> nib.Nifti1Image:
+def _open(path: Path) -> tuple[nib.Nifti1Header, nib.Nifti1Header, bool]:
+    """Return a file's header as nibabel mends it and as it is written, and whether the file is gzipped."""
     if path.is_dir():
         raise VolumeError(f"{path} is a folder; convert DICOM to one NIfTI file, for instance with dcm2niix")
     if not path.is_file():
-        raise VolumeError(f"{path} does not exist")
+        raise VolumeError(f"{path} {signatures.absent(path)}")
     if path.stat().st_size == 0:
         raise VolumeError(f"{path} is empty; copy it again")
     try:
+        content, unpacked = signatures.beginning(path)
+    except Exception as error:  # a damaged file raises anything: EOFError, zlib.error, BadGzipFile
+        raise _damaged(path, error) from None
+    if what := signatures.foreign(path, content, unpacked):
+        raise VolumeError(f"{path} {what}")
+    begins = content if unpacked is None else unpacked
+    kind = nib.Nifti2Header if signatures.is_nifti2(begins) else nib.Nifti1Header
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers that a damaged header holds
-            image = nib.load(path)
-    except (ImageFileError, gzip.BadGzipFile):
-        raise VolumeError(f"{path} {_NO_NIFTI}") from None
-    except (
-        Exception
-    ) as error:  # a damaged header raises anything: HeaderDataError, OverflowError, zlib.error, TypeError
+            raw = kind(begins[: kind.template_dtype.itemsize], check=False)
+            header = raw.copy()
+            header.check_fix(_SILENT, error_level=40)
+            header.get_data_shape(), header.get_data_dtype(), header.get_slope_inter()
+    except Exception as error:  # as does a damaged header: HeaderDataError, OverflowError, TypeError
         raise _damaged(path, error) from None
-    if not isinstance(image, nib.Nifti1Image):
-        raise VolumeError(f"{path} is not a NIfTI file ({type(image).__name__}); convert it to .nii.gz")
-    return image
+    return header, raw, unpacked is not None
 
 
-def _whole(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Return the image after reading a .nii.gz to its end, where the checksum is: nibabel reads no byte more than it needs
-    and does not see it."""
-    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+def _whole(path: Path, claimed: int, shape: tuple[int, ...], *, zipped: bool) -> str | io.BytesIO:
+    """Return what a file's voxels are read from; a .nii.gz is read to its end, where the checksum is: nibabel reads no byte
+    more than it needs and does not see it."""
     size = path.stat().st_size
-    zipped = path.name.endswith(".gz")
     if claimed > size * (_DEFLATE if zipped else 1):
         raise VolumeError(
-            f"{path} is truncated or damaged: its header claims {image.shape} voxels, its {size} bytes hold fewer; copy it"
-            " again"
+            f"{path} is truncated or damaged: its header claims {shape} voxels, its {size} bytes hold fewer; copy it again"
         )
+    if not zipped:
+        return str(path)
     try:
-        if not zipped:
-            return image
         with gzip.open(path) as stream:
             content = stream.read(claimed + 2**24)  # and room for a header with extensions
-            if stream.read(1):
-                raise VolumeError(f"{path} holds more than its header claims {image.shape}; copy it again")
-        return type(image).from_bytes(content)
-    except VolumeError:
-        raise
+            more = stream.read(1)
     except Exception as error:
         raise _damaged(path, error) from None
+    if more:
+        raise VolumeError(f"{path} holds more than its header claims {shape}; copy it again")
+    return io.BytesIO(content)
 
 
-def _array(path: Path, image: nib.Nifti1Image, kind: DTypeLike) -> NDArray[Any]:
+def _orientation(path: Path, raw: nib.Nifti1Header) -> Orientation:
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused by the caller
-            return np.asarray(image.dataobj, dtype=kind).reshape(image.shape[:3])
-    except Exception as error:
-        raise _damaged(path, error) from None
-
-
-def _check_affines(path: Path, image: nib.Nifti1Image) -> None:
-    """Refuse an affine without an inverse, and a sform and qform that would show different brains: mirrored, larger,
-    or turned by more than 45°, where nobody can know which one is true. A moved or slightly turned one is a registration."""
-    sform, qform = _form(path, image, "sform"), _form(path, image, "qform")
-    for affine in (image.affine, sform, qform):
-        if affine is not None and not _invertible(affine):
-            raise VolumeError(f"{path} has an affine that cannot be inverted; repair its sform and qform")
-    if sform is None or qform is None:
-        return
-    sizes = [voxel_sizes(affine) for affine in (sform, qform)]
-    turn = np.linalg.inv(qform[:3, :3] / sizes[1]) @ (sform[:3, :3] / sizes[0])
-    degrees = np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
-    if np.linalg.det(turn) < 0 or degrees > 45 or not np.allclose(sizes[0], sizes[1], rtol=_SIZES_AGREE):
-        axes = ["".join(nib.aff2axcodes(affine)) for affine in (sform, qform)]
-        raise VolumeError(
-            f"{path}: its sform ({axes[0]}, {sizes[0].round(3)} mm) and qform ({axes[1]}, {sizes[1].round(3)} mm) disagree;"
-            " repair the wrong one, for instance with fslorient -copysform2qform"
-        )
-
-
-def _invertible(affine: NDArray[np.floating]) -> bool:
-    """Whether an affine is one of voxels between a hundredth and a hundred mm, and each axis has a direction of its own."""
-    plausible = np.isfinite(affine).all() and 1e-6 <= abs(np.linalg.det(affine[:3, :3])) <= 1e6
-    return bool(plausible) and None not in nib.aff2axcodes(affine)
-
-
-def _form(path: Path, image: nib.Nifti1Image, name: str) -> NDArray[np.floating] | None:
-    """Return the header's sform or qform; None where its code is 0."""
-    try:
-        return getattr(image.header, f"get_{name}")(coded=True)[0]
-    except Exception as error:
-        raise VolumeError(f"{path}: its {name} is damaged ({error}); repair it") from None
+        with np.errstate(all="ignore"):  # of numbers that a damaged header holds
+            return orientation(raw)
+    except HeaderError as error:
+        raise VolumeError(f"{path} {error}") from None
 
 
 def _damaged(path: Path, error: Exception) -> VolumeError:

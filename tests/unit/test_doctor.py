@@ -145,6 +145,30 @@ def test_weights(project: Path) -> None:
     assert found[0].status == "blocker" and "fetch it again" in found[0].found
 
 
+def test_scans_by_some_headers_and_by_the_rows_of_the_skull_strip(project: Path) -> None:
+    assert only(doctor.check_scans(patient())).status == "ok"
+    unknown, unfetched = (project / f"bids/sub-p{i}/anat/sub-p{i}_T1w.nii.gz" for i in (0, 1))
+    image = nib.Nifti1Image(nib.load(unknown).get_fdata(), None)
+    nib.save(image, unknown)
+    unfetched.unlink()
+    unfetched.symlink_to("../../.git/annex/objects/a/b/c/c")
+    found = only(doctor.check_scans(patient()))
+    assert (
+        found.status == "warning"
+        and "study: of 3 scans whose header was looked at, 1 cannot be used, 1 are" in found.found
+    )
+    assert "datalad get" in found.found and "orientation unknown" in found.found
+    folder = project / "results/cohorts/study/preprocessed/manifests/skull_strip"
+    folder.mkdir(parents=True)
+    rows = [ManifestRow(f"s{i}", "ok", figures={"warning": "sheared by 5°" if i else ""}) for i in range(5)]
+    write_manifest(folder / "shard-0000.tsv", [*rows, ManifestRow("s9", "failed", "it is text")])
+    found = only(doctor.check_scans(patient()))
+    assert (
+        "of 6 scans stripped so far, 1 cannot be used, 4 are doubtful, such as s9: it is text; s1: sheared"
+        in found.found
+    )
+
+
 def test_field_of_view_by_the_brains_of_stripped_scans() -> None:
     assert only(doctor.check_field_of_view(patient())).status == "ok"
     found = only(doctor.check_field_of_view(patient("preprocess={conform: {shape: [96, 128, 160], spacing_mm: 1.0}}")))

@@ -9,11 +9,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from neuromf.cohort.headers import some
 from neuromf.config import Conform
+from neuromf.orientation import without_shear
 from neuromf.tables import Cohort, read_manifest
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
-
-LOOKED_AT = 32  # scans of a cohort, before any was conformed
 
 
 def cut_fractions(cohort: Cohort, conform: Conform) -> list[float]:
@@ -33,11 +33,10 @@ def _on_grid(path: Path, conform: Conform) -> bool:
 
 def stripped_brains(cohort: Cohort) -> list[nib.Nifti1Image]:
     """Return the brain masks of some of a cohort's stripped scans; those that cannot be read will be failed rows."""
-    scans = [scan for scan in cohort.scans if scan.skull_stripped]
     brains = []
-    for scan in scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]:
+    for scan in some([scan for scan in cohort.scans if scan.skull_stripped]):
         with suppress(VolumeError):
-            image = read_volume(cohort.root / scan.image)
+            image = without_shear(read_volume(cohort.root / scan.image))
             brains.append(nib.Nifti1Image((np.asarray(image.dataobj) != 0).astype(np.uint8), image.affine))
     return brains
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,8 +25,10 @@ from tqdm import tqdm
 from neuromf.evaluation.features import array_sha256
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
+from neuromf.orientation import without_shear
+from neuromf.signatures import absent
 from neuromf.tables import TableError, content_hash, file_sha256, read_json, write_json
-from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, is_oriented, read_volume, to_ras, voxel_sizes
+from neuromf.volume import MOST_VOXELS, SMALLEST_SIDE, VolumeError, read_volume, to_ras, voxel_sizes
 
 Intensity = Literal["keep", "percentile"]
 RANGES = (1.0, 255.0)  # nominal ranges [0, upper end] that are kept
@@ -49,6 +52,7 @@ class Found:
     voxels_sha256: str  # of the voxels in RAS: the same for a scan that was packed or turned otherwise
     axes: str  # of the file, e.g. LAS
     oriented: bool  # whether the header says so, or the axes are a guess
+    warning: str  # what else is doubtful in the header, "" for nothing
     oblique: float  # largest angle in degrees between an axis and the nearest of R, A, S
     shape: tuple[int, int, int]
     voxel_mm: tuple[float, float, float]
@@ -95,7 +99,7 @@ def volume_files(folder: Path) -> list[Path]:
     )
     if linked := [path for path in every if path.is_symlink() and path.is_dir()]:
         raise EvaluationError(f"{linked[0]} is a link to a folder, which is not followed; link its files instead")
-    found = [path for path in every if path.name.endswith((".nii", ".nii.gz"))]
+    found = [path for path in every if path.name.lower().endswith((".nii", ".nii.gz"))]
     if not found:
         raise EvaluationError(f"{folder} holds no .nii or .nii.gz; convert its volumes first")
     known: dict[str, Path] = {}
@@ -110,7 +114,7 @@ def volume_files(folder: Path) -> list[Path]:
 
 def volume_name(path: Path) -> str:
     """Return the path of a volume without .nii or .nii.gz."""
-    return str(path).removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"(\.nii)?(\.gz)?$", "", str(path), count=1, flags=re.IGNORECASE)
 
 
 def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
@@ -122,9 +126,8 @@ def survey(files: Sequence[Path], cache: Path, *, label: str) -> list[Found]:
     found = []
     for path in tqdm(files, desc=f"{label}: reading", unit="volume"):
         if not path.is_file():
-            raise VolumeError(
-                f"{path} is no file but a folder or a link to nothing; remove it or copy the volume there"
-            )
+            what = "is a folder; remove it or copy the volume there" if path.exists() else absent(path)
+            raise VolumeError(f"{path} is no file: it {what}")
         sha256 = file_sha256(path)
         kept = cache / "survey" / f"{sha256}.json"
         content = _kept(kept)
@@ -195,7 +198,7 @@ def on_grid(found: Found, rules: Rules) -> NDArray[np.float32]:
     Where voxels get larger, it is low-pass filtered with a Gaussian of σ² = (k² − 1) / (8 ln 2) voxels² for a ratio k of
     spacings (Cardoso et al. 2015), then interpolated linearly, which leaves the range of intensities.
     """
-    data = np.asarray(to_ras(read_volume(Path(found.path))).dataobj, dtype=np.float32)
+    data = np.asarray(to_ras(without_shear(read_volume(Path(found.path)))).dataobj, dtype=np.float32)
     shape = np.array(rules.grid.shape)
     if rules.as_is:
         before = (shape - data.shape) // 2
@@ -217,6 +220,8 @@ def volumes(founds: Sequence[Found], rules: Rules, *, label: str) -> Iterator[tu
 
 def _look_at(path: Path) -> dict[str, Any]:
     image = read_volume(path)
+    oriented, warning = image.extra["oriented"], image.extra["warning"]
+    image = without_shear(image)
     axes = "".join(nib.aff2axcodes(image.affine))
     oblique = float(np.degrees(nib.affines.obliquity(image.affine)).max())
     image = to_ras(image)
@@ -236,7 +241,8 @@ def _look_at(path: Path) -> dict[str, Any]:
     return {
         "voxels_sha256": array_sha256(data),
         "axes": axes,
-        "oriented": is_oriented(path),
+        "oriented": oriented,
+        "warning": warning,
         "oblique": round(oblique, 2),
         "shape": tuple(int(n) for n in data.shape),
         "voxel_mm": tuple(round(float(size), 5) for size in sizes),
@@ -296,6 +302,11 @@ def _check_orientation(sets: Mapping[str, Sequence[Found]]) -> None:
     if guessed:
         log.warning("no volume has a sform or qform: their axes are taken as %s, alike in all folders", guessed[0].axes)
     for name, one in sets.items():
+        if doubtful := [found for found in one if found.warning and found.oriented]:
+            log.warning(
+                "%s: the headers of %d of %d volumes are doubtful, such as %s: %s",
+                name, len(doubtful), len(one), doubtful[0].path, doubtful[0].warning,
+            )  # fmt: skip
         angles = [found.oblique for found in one if found.oblique > OBLIQUE]
         if angles:
             log.warning(

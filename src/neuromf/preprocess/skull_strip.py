@@ -17,6 +17,7 @@ from scipy import ndimage
 from neuromf.config import SkullStrip
 from neuromf.device import choose_device
 from neuromf.meshnet import MeshNet, find_weights, load_meshnet, segment
+from neuromf.orientation import without_shear
 from neuromf.preprocess.derivatives import describe, mask_path, volume_path
 from neuromf.preprocess.synthstrip import find_synthstrip, synthstrip_mask
 from neuromf.preprocess.template import largest_component, template_mask
@@ -86,8 +87,11 @@ def skull_strip_file(
     weights: Path | None = None,
     device: str = "cpu",
 ) -> Figures:
-    """Strip the scan ``inputs[0]``; write the stripped volume (float32) and the mask (uint8), both in RAS."""
-    image = to_ras(read_volume(inputs[0]))
+    """Strip the scan ``inputs[0]``; write the stripped volume (float32) and the mask (uint8), both in RAS.
+
+    A sheared scan is resampled first."""
+    scan = read_volume(inputs[0])
+    image = to_ras(without_shear(scan))
     find_brain = _backend(backend, settings, weights, device)
     mask, figures = find_brain(image)
     mask, components = _clean(mask, voxel_sizes(image.affine), 0.0 if backend == "none" else settings.border_mm)
@@ -95,7 +99,7 @@ def skull_strip_file(
     if not np.ptp(data[mask]):
         raise VolumeError(f"{inputs[0]}: every voxel of the brain found has the same value; look at the scan")
     brain_ml = round(float(mask.sum() * np.prod(voxel_sizes(image.affine)) / 1000), 2)
-    warning = _warning(brain_ml, backend, modality)
+    warning = "; ".join(filter(None, (scan.extra["warning"], _warning(brain_ml, backend, modality))))
     if warning:
         _log.warning("%s: %s", inputs[0], warning)
     write_volume(outputs[1], mask, image.affine, np.uint8)

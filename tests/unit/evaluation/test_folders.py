@@ -38,8 +38,9 @@ def found_in(tmp_path, *names):
 def test_files_below_a_folder_are_found_and_hidden_ones_are_not(tmp_path, write):
     for name in ("b.nii.gz", "sub/a.nii", ".hidden/c.nii", "._d.nii.gz"):
         write(name)
+    (tmp_path / "sub/a.nii").rename(tmp_path / "sub/a.NII")
     (tmp_path / "notes.txt").write_text("x")
-    assert [path.name for path in volume_files(tmp_path)] == ["b.nii.gz", "a.nii"]
+    assert [path.name for path in volume_files(tmp_path)] == ["b.nii.gz", "a.NII"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvaluationError, match="holds no .nii"):
         volume_files(tmp_path / "empty")
@@ -148,6 +149,33 @@ def test_an_unknown_orientation_beside_a_known_one_is_refused(tmp_path, write, b
     with pytest.raises(EvaluationError, match=r"b\.nii\.gz has neither sform nor qform.*a\.nii\.gz says it \(RAS\)"):
         common_rules({"real": [a], "synthetic": [b]})
     assert common_rules({"real": [b], "synthetic": [c]}) and "no volume has a sform or qform" in caplog.text
+
+
+def test_sheared_volumes_are_resampled_and_told_of(tmp_path, brain, caplog):
+    shear = np.eye(4)
+    shear[0, 2] = 0.35
+    for name, matrix in (("a.nii.gz", np.eye(4)), ("b.nii.gz", shear)):
+        nib.save(nib.Nifti1Image(brain(0), matrix @ np.diag([6.0, 6, 6, 1])), tmp_path / name)
+    a, b = found_in(tmp_path, "a.nii.gz", "b.nii.gz")
+    assert not a.warning and "sheared by 19.3°" in b.warning and b.oriented
+    rules = common_rules({"real": [a], "synthetic": [b]})
+    assert (
+        "synthetic: the headers of 1 of 1 volumes are doubtful, such as" in caplog.text
+        and "real: the" not in caplog.text
+    )
+    light = [on_grid(one, rules).sum() for one in (a, b)]
+    assert light[0] == pytest.approx(light[1], rel=0.01)
+
+
+def test_headers_that_contradict_themselves_and_contents_that_were_not_fetched_are_refused(tmp_path, brain):
+    content = bytearray(nib.Nifti1Image(brain(0), np.diag([6.0, 6, 6, 1])).to_bytes())
+    content[80:92] = np.array([3] * 3, "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(VolumeError, match=r"a\.nii has an sform \(RAS, 6 × 6 × 6 mm\) and a pixdim .* disagree"):
+        found_in(tmp_path, "a.nii")
+    (tmp_path / "b.nii.gz").symlink_to(".git/annex/objects/a/b/c/c")
+    with pytest.raises(VolumeError, match=r"datalad get .*b\.nii\.gz"):
+        found_in(tmp_path, "b.nii.gz")
 
 
 def test_oblique_volumes_are_told_of(tmp_path, brain, caplog):

@@ -139,6 +139,42 @@ def test_implausible_volumes_are_warned_about(tmp_path: Path) -> None:
     assert row.ok and "expected 600 to 2500" in str(row.figures["warning"])
 
 
+def test_an_unknown_orientation_is_a_warning_in_the_row(tmp_path: Path) -> None:
+    image = stripped()
+    image.header.set_sform(None, code=0)
+    image.header.set_qform(None, code=0)
+    image.header.set_zooms((3, 3, 3))
+    (tmp_path / "a.nii").write_bytes(nib.Nifti1Image(image.dataobj, None, image.header).to_bytes())
+    row = strip(tmp_path, [Scan("a", None, "a.nii", "T1w", skull_stripped=True)])["sub-a_T1w"]
+    assert row.ok and str(row.figures["warning"]).startswith("orientation unknown")
+
+
+def test_a_sheared_scan_is_resampled_before_anything_else(tmp_path: Path) -> None:
+    """The brain keeps its volume, and what is written has one affine, in sform and qform alike."""
+    image = stripped((90, 70, 56))
+    ml = (image.get_fdata() > 6).sum() * 27 / 1000
+    shear = np.eye(4)
+    shear[0, 2] = 0.35
+    nib.save(nib.Nifti1Image(image.dataobj, shear @ image.affine), tmp_path / "a.nii.gz")
+    row = strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=True)])["sub-a_T1w"]
+    assert row.ok and "sheared by 19.3°" in str(row.figures["warning"])
+    assert row.figures["brain_ml"] == pytest.approx(ml, rel=0.005)
+    volume = nib.load(tmp_path / "out" / "manifests" / "skull_strip" / row.file)
+    assert np.allclose(volume.header.get_sform(), volume.header.get_qform(), atol=1e-4)
+    data = volume.get_fdata()
+    assert data[data > 0].mean() == pytest.approx(image.get_fdata()[image.get_fdata() > 6].mean(), rel=0.005)
+    for sibling in (volume, nib.load(mask_path(Path(volume.get_filename())))):
+        assert not read_volume(Path(sibling.get_filename())).extra["warning"]
+
+
+def test_a_header_that_contradicts_itself_is_a_row_with_the_reason(tmp_path: Path) -> None:
+    content = bytearray(nib.Nifti1Image(stripped().dataobj, np.diag([3.0, 3, 3, 1])).to_bytes())
+    content[80:92] = np.array([1.5] * 3, "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    row = strip(tmp_path, [Scan("a", None, "a.nii", "T1w", skull_stripped=True)])["sub-a_T1w"]
+    assert not row.ok and "sform (RAS, 3 × 3 × 3 mm) and a pixdim (1.5 × 1.5 × 1.5 mm) that disagree" in row.reason
+
+
 def test_missing_weights_stop_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEUROMF_WEIGHTS", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -25,6 +25,7 @@ class StageCount:
     stage: str
     done: int
     failed: int
+    warned: int  # of those done
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def read_quality(manifests: Mapping[str, Mapping[str, Sequence[Path]]]) -> Quali
         known: set[str] = set()
         for stage, paths in stages.items():
             rows = [row for path in paths for row in read_manifest(path)]
-            counts.append(StageCount(cohort, stage, sum(row.ok for row in rows), sum(not row.ok for row in rows)))
+            done = [row for row in rows if row.ok]
+            warned = sum(bool(row.figures.get("warning")) for row in done)
+            counts.append(StageCount(cohort, stage, len(done), len(rows) - len(done), warned))
             failures += [Note(cohort, r.scan_id, stage, r.reason) for r in rows if not r.ok and r.scan_id not in known]
             known |= {row.scan_id for row in rows if not row.ok}
             warnings += [

@@ -9,6 +9,7 @@ def test_a_failed_scan_is_listed_once_with_its_first_stage(manifests, nasty):
     assert [(c.stage, c.done, c.failed) for c in quality.counts] == [
         ("skull_strip", 5, 1), ("bias_correct", 5, 1), ("conform", 4, 2),
     ]  # fmt: skip
+    assert [count.warned for count in quality.counts] == [0, 0, 1]
     assert [note.scan for note in quality.warnings] == ["sub-0_T1w"]
 
 
