@@ -3,7 +3,8 @@
 The hash is taken over abstract syntax trees, from one function through every definition it names, transitively and
 across modules. So an edited function changes the hash of exactly the stages that can call it; comments, docstrings,
 annotations of arguments, formatting and file times change none. Nor do the declarations of settings and their checks:
-what they come to are values, which the jobs carry as params. Nor does the runner of the shards (`BESIDE`). Nothing is imported: sources are only parsed.
+what they come to are values, which the jobs carry as params. Nor does the runner of the shards (`BESIDE`). Nothing is
+imported: sources are only parsed.
 """
 
 from __future__ import annotations

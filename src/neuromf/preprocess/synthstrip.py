@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from neuromf.meshnet import WeightsError
 from neuromf.published import PublishedError, read_published
+from neuromf.scratch import temporary_folder
 from neuromf.volume import VolumeError, read_volume
 
 WEIGHTS = "synthstrip.1.pt"
@@ -100,7 +101,7 @@ def _grid(image: nib.Nifti1Image) -> tuple[tuple[int, ...], NDArray[np.floating]
 
 
 def _by_command(image: nib.Nifti1Image, command: Path, device: torch.device) -> Mask:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder(8 * math.prod(image.shape) / 2**20) as folder:
         scan, mask = Path(folder, "scan.nii.gz"), Path(folder, "mask.nii.gz")
         nib.save(image, scan)
         arguments = [str(command), "-i", str(scan), "-m", str(mask)] + (["-g"] if device.type == "cuda" else [])

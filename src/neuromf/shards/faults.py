@@ -1,6 +1,6 @@
-"""Whose fault a failure is: a scan's own, which stays until the scan, a setting or the code changes, or a passing one of the machine.
+"""Whose fault a failure is: a scan's own, which stays until scan, settings or code change, or the machine's, which passes.
 
-A disk that does not answer, a file that may not be read today or a process killed for want of memory says nothing of the scan.
+A disk that does not answer, a file that may not be read today, a process killed for want of memory say nothing of the scan.
 Its row fails with the figure ``transient``, and the next call of the workflow tries it again.
 """
 

@@ -2,9 +2,9 @@
 
 What becomes of an earlier result of a scan:
 
-- A raw file that is absent, or that cannot be read today, takes nothing away: the result stays, with a warning in its row, as
-  long as settings and code are those that made it. Where they are not, it is no result of this run: the row fails and the
-  files stay.
+- A raw file that is absent, or that cannot be read today, takes nothing away: the result stays, with a warning in its row,
+  as long as settings and code are those that made it. Where they are not, it is no result of this run: the row fails and
+  the files stay.
 - An attempt that fails for no fault of the scan (`neuromf.shards.faults`) removes what it wrote itself, no more.
 - A scan that fails by its own fault loses its files: they would pass for what its input of now comes to.
 """
@@ -117,8 +117,8 @@ def check_failures(manifests: Sequence[Path], max_failed_fraction: float) -> tup
         lines = "\n".join(f"  {row.scan_id:<{width}}  {row.reason}" for row in failed)
         raise ShardError(
             f"{len(failed)} of {len(rows)} scans failed; max_failed_fraction = {max_failed_fraction:g} allows fewer:"
-            f"\n{lines}\nRepair the scans and run again: those whose files have changed, and those that failed for no fault of"
-            " their own, are tried again. Or raise max_failed_fraction to go on without them"
+            f"\n{lines}\nRepair the scans and run again: those whose files have changed are tried again, as are those that"
+            " failed for no fault of their own. Or raise max_failed_fraction to go on without them"
         )
     return failed
 

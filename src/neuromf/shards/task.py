@@ -19,7 +19,7 @@ class Task:
 
     ``inputs``' content and ``arguments`` (keyword arguments of the work function) decide the result and whether it is
     still valid; ``outputs[0]`` is the manifest's ``file``. With ``failed_upstream`` (a reason) nothing is done. ``made`` is
-    the row of the stage that wrote ``inputs[0]``: its SHA-256 must be that of the file. Without it, ``inputs`` are raw files.
+    the row of the stage that wrote ``inputs[0]``: its SHA-256 must be that of the file. Without it that is a raw file.
     """
 
     scan_id: str
