@@ -68,6 +68,6 @@ def _storage_error(reason: str, size: int) -> StorageError:
         free = f"; {shutil.disk_usage(where).free / 2**20:,.1f} MiB are free there"
     return StorageError(
         f"temporary files cannot be written to {where} (TMPDIR is {said or 'not set'}): {reason}{free}, {size / 2**20:,.0f}"
-        " MiB are needed for each scan that is worked on at once. Free space there, or set TMPDIR to a folder on a larger disk,"
+        " MiB are needed for each scan that is worked on. Free space there, or set TMPDIR to a folder on a larger disk,"
         " and run again: what is finished is kept"
     )

@@ -34,20 +34,22 @@ def test_a_folder_is_there_and_goes(tmpdir_disk: Disk) -> None:
 def test_a_small_folder_is_told_before_anything_is_written(tmpdir_disk: Disk) -> None:
     if not tmpdir_disk.mounted:
         pytest.skip("a small disk cannot be mounted here")
-    with pytest.raises(
-        StorageError, match=r"scratch \(TMPDIR is .*scratch\): it is too small; .* MiB are free there, 100 MiB"
-    ):
-        with temporary_folder(100):
-            raise AssertionError("never reached")
+    told = r"scratch \(TMPDIR is .*scratch\): it is too small; .* MiB are free there, 100 MiB"
+    with pytest.raises(StorageError, match=told), temporary_folder(100):
+        raise AssertionError("never reached")
 
 
 def test_one_that_fills_up_is_told_whatever_the_error(tmpdir_disk: Disk) -> None:
+    def register() -> None:
+        with temporary_folder(2):
+            full = tmpdir_disk.full()
+            full.__enter__()  # as other jobs fill it meanwhile
+            raise RuntimeError("file does not exist: syn1Warp.nii.gz")
+
+    if not tmpdir_disk.mounted:
+        pytest.skip("a small disk cannot be mounted here")
     with pytest.raises(StorageError, match="set TMPDIR to a folder on a larger disk, and run again") as caught:
-        with temporary_folder(2), tmpdir_disk.full():
-            try:
-                raise RuntimeError("file does not exist: syn1Warp.nii.gz")
-            finally:  # the disk is still full when the error is looked at
-                (tmpdir_disk.folder / "more").touch()
+        register()
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 

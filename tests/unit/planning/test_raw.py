@@ -1,4 +1,4 @@
-"""Raw scans that have changed since they were read: seen by size and time, then by hash, and told until they are made again."""
+"""Raw scans that have changed since they were read: seen by size and time, then by hash, told until they are made again."""
 
 from __future__ import annotations
 

@@ -191,6 +191,8 @@ def test_a_small_tmpdir_fails_no_scan(tmp_path: Path, monkeypatch: pytest.Monkey
         if not disk.mounted:
             pytest.skip("a small disk cannot be mounted here")
         monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
-        with pytest.raises(StorageError, match=r"temporary files cannot be written to .*scratch.*set TMPDIR to a folder"):
+        with pytest.raises(
+            StorageError, match=r"temporary files cannot be written to .*scratch.*set TMPDIR to a folder"
+        ):
             strip(tmp_path, scans, backend="template")
     assert not list((tmp_path / "out").rglob("shard-*.tsv"))
