@@ -1,4 +1,4 @@
-"""Raw scans that are mended, overwritten, touched or archived after a run: what is done again, what stays and what is told."""
+"""Raw scans that are mended, overwritten, touched or archived after a run: what is made again, what stays, what is told."""
 
 from __future__ import annotations
 

@@ -106,6 +106,8 @@ def _by_command(image: nib.Nifti1Image, command: Path, device: torch.device) -> 
         nib.save(image, scan)
         arguments = [str(command), "-i", str(scan), "-m", str(mask)] + (["-g"] if device.type == "cuda" else [])
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        if done.returncode < 0:
+            raise MemoryError(f"{command} was ended by signal {-done.returncode}, most often for want of memory")
         if done.returncode or not mask.is_file():
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
             raise VolumeError(f"{command} failed with exit code {done.returncode}: {said[0]}")

@@ -156,6 +156,8 @@ class _Decision:
             if made and intact and known and made.row.key == key([known.sha256]):
                 note = f"its raw file cannot be had ({why.reason}); what was made of it stays"
                 return cls(task, made.row.key, known, made.row, note=note)
+            if last and last.final and last.source and last.row.key == key([last.source.sha256]):
+                return cls(task, last.row.key, last.source, last.row, final=True)
             if intact and not why.transient:
                 why = replace(
                     why, reason=f"{why.reason}. What was made of it before, with other settings or code, stays unused"

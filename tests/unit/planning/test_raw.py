@@ -115,6 +115,15 @@ def test_absent_files_and_links_out_of_the_root_change_nothing(study: Study, tmp
     assert study.look() == [] and study.run() == before, "back from the archive"
 
 
+def test_a_scan_that_failed_is_archived_and_comes_back_as_it_was(study: Study, tmp_path: Path) -> None:
+    study.file("a").write_text("x")
+    before = study.run()
+    study.file("a").rename(tmp_path / "kept")
+    assert study.look() == [] and study.run() == before, "its own fault is known"
+    (tmp_path / "kept").rename(study.file("a"))
+    assert study.look() == [] and study.note() == ""
+
+
 def test_a_file_that_was_absent_and_comes_is_seen(study: Study) -> None:
     content = study.file("d").read_text()
     study.file("d").unlink()
