@@ -2,9 +2,10 @@
 
     python benchmarks/dag.py --scans 1000 10000 60000 --json dag.json
 
-A project is made with a table of so many scans that are there, a release of all of them, and every output in place: manifests
-and journals that name files which are there (of one byte), and empty files elsewhere, recorded as made by `snakemake --touch`. Timed is
-`snakemake --dry-run`, the median of several; the memory is the largest of its process. Nothing is computed.
+A project is made with a table of so many scans that are there, a release of all of them, and every output in place:
+manifests and journals that name files which are there (of one byte), and empty files elsewhere, recorded as made by
+`snakemake --touch`. Timed is `snakemake --dry-run`, the median of several; the memory is the largest of its process.
+Nothing is computed.
 """
 
 from __future__ import annotations
