@@ -2,9 +2,10 @@
 
     python benchmarks/dag.py --scans 1000 10000 60000 --json dag.json
 
-A project is made with a table of so many scans, a release of all of them, and every output in place: manifests that name
-files which are there (of one byte), and empty files elsewhere, recorded as made by `snakemake --touch`. Timed is
-`snakemake --dry-run`, the median of several; the memory is the largest of its process. Nothing is computed.
+A project is made with a table of so many scans that are there, a release of all of them, and every output in place:
+manifests and journals that name files which are there (of one byte), and empty files elsewhere, recorded as made by
+`snakemake --touch`. Timed is `snakemake --dry-run`, the median of several; the memory is the largest of its process.
+Nothing is computed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from neuromf.shards.journal import Entry, Journal, read_source
 from neuromf.tables import (
     Cohort,
     ManifestRow,
@@ -62,6 +64,9 @@ def make_project(folder: Path, scans: int) -> None:
         [neuromf, "release", "create", COHORT, "--cohort", COHORT], cwd=folder, check=True, capture_output=True
     )
     cohort, preprocessed = read_cohort(table), folder / "results" / "cohorts" / COHORT / "preprocessed"
+    cohort.root.mkdir()
+    for scan in cohort.scans:
+        (cohort.root / scan.image).write_text("1")
     one = folder / "one"
     one.write_text("1")
     for number in range(cohort.shard_count(SHARD_SIZE)):
@@ -75,6 +80,10 @@ def make_project(folder: Path, scans: int) -> None:
                 file = os.path.relpath(path, manifest.parent)
                 done.append(ManifestRow(scan.scan_id, "ok", file=file, bytes=1, sha256=file_sha256(one), key="0" * 64))
             write_manifest(manifest, tuple(done))
+            if stage == "skull_strip":  # the journal says what the raw files were
+                scans = cohort.shard(number, SHARD_SIZE)
+                sources = [read_source(cohort.root / scan.image) for scan in scans]
+                Journal(manifest).write(Entry(row, source) for row, source in zip(done, sources, strict=True))
 
 
 def finish(folder: Path) -> None:
@@ -85,7 +94,10 @@ def finish(folder: Path) -> None:
         if path.exists() or not name:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch() if path.suffix else path.mkdir()
+        if path.suffix == ".tsv" and "latents" in path.parts:
+            write_manifest(path, ())
+        else:
+            path.touch() if path.suffix else path.mkdir()
     snakemake(folder, "--touch", "--cores", "all")
 
 

@@ -3,7 +3,7 @@
 
 rule phantom:
     output:
-        "results/cohorts/{cohort}/raw/manifests/shard-{shard}.tsv",
+        HEADS,
     log:
         "results/logs/phantom/{cohort}-{shard}.log",
     benchmark:
@@ -17,6 +17,7 @@ rule phantom:
         rows=shard_rows,
         settings=CONFIG.phantom.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
+        lost=lost(HEADS),
         code=CODE["phantom"],
     script:
         "../workflow_scripts/phantom.py"

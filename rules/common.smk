@@ -10,7 +10,8 @@ from neuromf import tables
 from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.lock import remove_stale_locks
 from neuromf.planning.jobs import planned_jobs, write_call
-from neuromf.planning.lost import bring_back_table, keep_table, lost_note, note_lost_files
+from neuromf.planning.lost import bring_back_table, keep_table, lost_note, note_failures_that_pass, note_lost_files
+from neuromf.planning.raw import changed_note, changed_scans, note_changed_scans
 from neuromf.planning.retraining import keep_replaced
 from neuromf.provenance import code_hash
 from neuromf.training.interruption import idle_attempts
@@ -28,6 +29,7 @@ CODEC_GATE = f"{RELEASE_FOLDER}/evaluation/codec_gate.tsv"
 STAGES = ("skull_strip", "bias_correct", "conform")
 MANIFEST = "results/cohorts/{cohort}/preprocessed/manifests/{stage}/shard-{shard}.tsv"
 CONFORMED = MANIFEST.replace("{stage}", "conform")
+HEADS = "results/cohorts/{cohort}/raw/manifests/shard-{shard}.tsv"
 ENCODED = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.tsv"
 LATENTS = "results/cohorts/{cohort}/latents/{codec}/shard-{shard}.safetensors"
 INTERVALS = CONFIG.evaluate.model_dump(mode="json", include={"bootstrap", "confidence", "seed"})
@@ -148,9 +150,19 @@ def shard_rows(wildcards):
     return tables.content_hash([vars(scan) for scan in scans])
 
 
-def lost(stage):
-    """Input function of a param: which files of the shard were found to be lost, when last one was."""
-    return lambda wildcards: lost_note(Path(MANIFEST.format(stage=stage, **wildcards)))
+def lost(manifest):
+    """Input function of a param: what of the shard was found to be lost or to be tried again, when last something was."""
+    return lambda wildcards: lost_note(Path(manifest.format(**wildcards)))
+
+
+def raw_manifest(cohort, shard):
+    """The manifest of the stage that reads the raw scans."""
+    return Path(MANIFEST.format(cohort=cohort, stage=STAGES[0], shard=f"{int(shard):04d}"))
+
+
+def changed_raw(wildcards):
+    """Which raw files of the shard are others than when they were first read."""
+    return changed_note(raw_manifest(**wildcards))
 
 
 def manifests(cohort, stage):
@@ -168,9 +180,13 @@ def latent_shards(cohort, pattern):
 
 def raw_heads(wildcards):
     """A phantom cohort's heads are made by a rule; other cohorts' scans are there."""
-    if COHORTS[wildcards.cohort].source != "phantom":
-        return []
-    return f"results/cohorts/{wildcards.cohort}/raw/manifests/shard-{wildcards.shard}.tsv"
+    return HEADS.format(**wildcards) if COHORTS[wildcards.cohort].source == "phantom" else []
+
+
+def tried_again(cohort):
+    """Manifests whose failures may pass, beside those of the preprocessing; their files are not looked for."""
+    heads = [HEADS.format(cohort=cohort, shard=shard) for shard in shards(cohort)]
+    return latent_shards(cohort, ENCODED) + heads
 
 
 if ALONE:
@@ -178,6 +194,25 @@ if ALONE:
         logger.warning(
             f"{os.path.normpath(path)} is gone or of another size than its manifest says; its shard makes it again"
         )
+    note_failures_that_pass(Path(p) for cohort in COHORTS for p in tried_again(cohort))
+    for name, cohort in COHORTS.items():
+        if cohort.source != "phantom":  # whose heads are made here
+            where = lambda shard, name=name: raw_manifest(name, shard)
+            for scan in note_changed_scans(cohort, CONFIG.shard_size, where, logger.warning):
+                logger.warning(f"the raw file of {scan} (cohort {name}) has changed; the scan is made again")
+
+
+def released_changes():
+    """The release's raw scans that are others than when they were first read; none is as if nobody had looked."""
+    wanted = {(row.cohort, row.scan_id) for row in RELEASE}
+    changed = {
+        f"{cohort}/{scan}": sha256
+        for cohort in COHORTS
+        for shard in shards(cohort)
+        for scan, sha256 in changed_scans(raw_manifest(cohort, shard)).items()
+        if (cohort, scan) in wanted
+    }
+    return [changed] if changed else []
 
 
 # --- releases -------------------------------------------------------------------------------------------------------
@@ -257,7 +292,7 @@ PREPROCESSING = [
     CONFIG.phantom.model_dump(mode="json") if PHANTOMS else None,
     [CODE[stage] for stage in ("phantom", *STAGES) if PHANTOMS or stage != "phantom"],
 ]
-PREPROCESSED_BY = tables.content_hash([tables.file_sha256(Path(RELEASE_TABLE)), *PREPROCESSING])
+PREPROCESSED_BY = tables.content_hash([tables.file_sha256(Path(RELEASE_TABLE)), *PREPROCESSING, *released_changes()])
 # A codec of one's own is trained once, on the release that first asks for it, and frozen: a later release takes it as it
 # is. So its training's hash leaves the release out, and `train_codec` is there only until it is made.
 CODEC_TRAINED_BY = tables.content_hash(

@@ -56,6 +56,7 @@ rule encode:
     params:
         codec=CODEC_SETTINGS,
         shard_size=CONFIG.shard_size,
+        lost=lost(ENCODED),
         code=CODE["encode"],
     script:
         "../workflow_scripts/encode.py"

@@ -21,7 +21,8 @@ rule skull_strip:
         rows=shard_rows,
         settings=CONFIG.preprocess.skull_strip.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
-        lost=lost("skull_strip"),
+        lost=lost(MANIFEST.replace("{stage}", "skull_strip")),
+        raw=changed_raw,
         code=CODE["skull_strip"],
     script:
         "../workflow_scripts/skull_strip.py"
@@ -44,7 +45,7 @@ rule bias_correct:
     params:
         settings=CONFIG.preprocess.bias_field.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
-        lost=lost("bias_correct"),
+        lost=lost(MANIFEST.replace("{stage}", "bias_correct")),
         code=CODE["bias_correct"],
     script:
         "../workflow_scripts/bias_correct.py"
@@ -67,7 +68,7 @@ rule conform:
     params:
         settings=CONFIG.preprocess.conform.model_dump(mode="json"),
         shard_size=CONFIG.shard_size,
-        lost=lost("conform"),
+        lost=lost(MANIFEST.replace("{stage}", "conform")),
         code=CODE["conform"],
     script:
         "../workflow_scripts/conform.py"

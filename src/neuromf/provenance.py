@@ -3,7 +3,8 @@
 The hash is taken over abstract syntax trees, from one function through every definition it names, transitively and
 across modules. So an edited function changes the hash of exactly the stages that can call it; comments, docstrings,
 annotations of arguments, formatting and file times change none. Nor do the declarations of settings and their checks:
-what they come to are values, which the jobs carry as params. Nothing is imported: sources are only parsed.
+what they come to are values, which the jobs carry as params. Nor does the runner of the shards (`BESIDE`). Nothing is
+imported: sources are only parsed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = "neuromf"
+BESIDE = ("neuromf.shards",)  # who does what, and what is done already: no result comes of it
 DECLARED_BY = ("setting", "section")  # the functions of neuromf.config that declare a setting
 CHECKED_BY = ("field_validator", "model_validator")  # the decorators of a setting's checks
 Definition = tuple[str, str]  # module, name
@@ -75,7 +77,12 @@ def _targets(definition: Definition) -> frozenset[Definition]:
     """Return the definitions inside neuromf that a definition names."""
     module, name = definition
     named = {found for statement in _module(module).definitions[name] for found in _names(statement)}
-    return frozenset(target for found in named if (target := _resolve(module, *found)))
+    targets = (target for found in named if (target := _resolve(module, *found)))
+    return frozenset(target for target in targets if not _is_beside(target[0]))
+
+
+def _is_beside(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in BESIDE)
 
 
 @cache

@@ -112,6 +112,14 @@ def test_edits_of_what_is_reached_change_the_hash(sources, module, old, new):
     assert code_hash() != before
 
 
+def test_the_runner_of_the_shards_is_no_code_of_a_stage():
+    """An edit of how work is shared out or remembered makes no scan anew."""
+    reached = set()
+    provenance._reach(("neuromf.preprocess.skull_strip", "skull_strip_shard"), reached)
+    assert ("neuromf.preprocess.template", "template_mask") in reached
+    assert not {module for module, _ in reached if module.startswith("neuromf.shards")}
+
+
 def test_the_other_ranks_of_a_training_count():
     reached = set()
     provenance._reach(("neuromf.training.run", "train_run"), reached)

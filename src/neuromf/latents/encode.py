@@ -18,8 +18,17 @@ from tqdm import tqdm
 
 from neuromf.codec.maisi import FrozenCodec
 from neuromf.latents.store import LatentError, read_header, tensor_sha256
-from neuromf.shards import check_intact
-from neuromf.tables import ManifestRow, Scan, atomic_path, content_hash, file_sha256, read_manifest, write_manifest
+from neuromf.shards import Failure, check_intact, failure
+from neuromf.tables import (
+    ManifestRow,
+    Scan,
+    StorageError,
+    atomic_path,
+    content_hash,
+    file_sha256,
+    read_manifest,
+    write_manifest,
+)
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
@@ -64,25 +73,27 @@ def encode_shard(
     kept = _read_shard(_second_name(latents)) or _read_shard(latents)
     parts = latents.with_name(f".{latents.stem}.parts")
     encoded: dict[str, Encoded] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, ManifestRow] = {}
     for scan in tqdm(scans, desc=f"encode {latents.stem}", unit="scan"):
         row = before.get(scan.scan_id)
         if row is None or not row.ok:
-            failed[scan.scan_id] = row.reason if row else f"{upstream} has no row of this scan; run conform again"
+            reason = row.reason if row else f"{upstream} has no row of this scan; run conform again"
+            failed[scan.scan_id] = Failure(reason).row(scan.scan_id, "")
             continue
         try:
             encoded[scan.scan_id] = _one(row, upstream.parent / row.file, kept, parts, codec, code)
             _check_grid(encoded, scan.scan_id)
-        except ValueError as error:
+        except (ValueError, OSError, MemoryError) as error:
             encoded.pop(scan.scan_id, None)
-            failed[scan.scan_id] = str(error)
-            log.warning("encode: %s failed: %s", scan.scan_id, error)
+            why = failure(error)
+            if isinstance(error, StorageError) or not (why.final or why.transient):
+                raise
+            failed[scan.scan_id] = why.row(scan.scan_id, "")
+            log.warning("encode: %s failed: %s", scan.scan_id, failed[scan.scan_id].reason)
     _write_shard(latents, encoded, codec)
     file = os.path.relpath(latents, manifest.parent)
     rows = tuple(
-        _row(scan.scan_id, encoded[scan.scan_id], file)
-        if scan.scan_id in encoded
-        else ManifestRow(scan.scan_id, "failed", " ".join(failed[scan.scan_id].split()))
+        _row(scan.scan_id, encoded[scan.scan_id], file) if scan.scan_id in encoded else failed[scan.scan_id]
         for scan in scans
     )
     write_manifest(manifest, rows)
@@ -101,13 +112,18 @@ def _one(
         LatentError: the latent is not finite.
     """
     scan_id = row.scan_id
-    sha256 = file_sha256(volume) if volume.is_file() else "none"
-    check_intact(volume, row, sha256)
-    key = content_hash([sha256, codec.sha256, code])
+    key = content_hash([row.sha256, codec.sha256, code])
     part = parts / f"{scan_id}.safetensors"
-    for old in (kept, _read_shard(part)):
-        if scan_id in old and old[scan_id].key == key:
-            return old[scan_id]
+    done = [old[scan_id] for old in (kept, _read_shard(part)) if scan_id in old and old[scan_id].key == key]
+    try:
+        check_intact(volume, row, file_sha256(volume) if volume.is_file() else "none")
+    except OSError as error:
+        if done and failure(error).transient:  # the latent of the volume that conform wrote, which cannot be read today
+            log.warning("encode: %s cannot be read (%s); its latent stays", volume, error)
+            return done[0]
+        raise
+    if done:
+        return done[0]
     image = read_volume(volume)
     tensor = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))[None, None]
     latent = codec.encode(tensor)[0].contiguous()

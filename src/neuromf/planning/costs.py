@@ -15,6 +15,7 @@ from typing import Any
 
 from neuromf.config import Config, validate
 from neuromf.planning.jobs import Call, Job
+from neuromf.planning.raw import waiting_scans
 from neuromf.shards import finished_scans
 from neuromf.tables import Cohort, content_hash, read_cohort, read_json, read_manifest, read_release
 
@@ -271,7 +272,7 @@ class Costs:
     def _done(self, job: Job) -> set[str]:
         manifest = self.folder / job.output
         if job.rule != "encode":
-            return set(finished_scans(manifest))
+            return set(finished_scans(manifest)) - set(waiting_scans(manifest))
         manifest = manifest.with_suffix(".tsv")
         return {row.scan_id for row in read_manifest(manifest) if row.ok} if manifest.is_file() else set()
 

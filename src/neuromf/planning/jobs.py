@@ -9,17 +9,24 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from neuromf.planning.lost import AGAIN
 from neuromf.tables import write_json
 
-Kind = Literal["new", "missing file", "new data", "setting", "code", "environment", "interrupted", "asked for", "after"]
+Kind = Literal[
+    "new", "missing file", "changed scan", "tried again", "new data", "setting", "code", "environment", "interrupted",
+    "asked for", "after",
+]  # fmt: skip
 DATA = ("rows", "release")  # params that stand for rows of tables
 LOST = "lost"  # param that notes the files of a shard which are gone (`neuromf.planning.lost.lost_note`)
+RAW = "raw"  # param that says which raw files are others than when they were first read (`neuromf.planning.raw`)
 DERIVED = ("upstream", "identity")  # hashes of what made the inputs: they change with other jobs
+_RAW_LINE = re.compile(r"^(sub-\S+) ([0-9a-f]{64})$", re.MULTILINE)
 _NAMED = 3  # rules named of those that a job comes after
 _LONGEST = 40  # characters of a setting's value that are shown
 
@@ -137,10 +144,12 @@ def _why(workflow: Any, job: Any, after: tuple[str, ...]) -> tuple[Kind, str]:
             return "setting", ", ".join(settings)
         if "code" in names:
             return "code", "of this rule"
+        if RAW in names and (scans := _changed_scans(job.params.raw, changed.only_old)):
+            return "changed scan", _listed(scans)
         if names & set(DATA):
             return "new data", "rows of the table"
         if LOST in names:
-            return "missing file", _listed(job.params.lost.splitlines()[1:])
+            return _left(job.params.lost.splitlines()[1:])
     if reason.input_changed:
         return "new data", "other input files"
     if reason.software_stack_changed:
@@ -148,6 +157,19 @@ def _why(workflow: Any, job: Any, after: tuple[str, ...]) -> tuple[Kind, str]:
     if newer := sorted(str(file) for file in reason.updated_input - reason.updated_input_run):
         return "new data", f"newer {_listed(newer)}"
     return ("after", "") if after else ("new data", "what its inputs were made from")
+
+
+def _left(note: Sequence[str]) -> tuple[Kind, str]:
+    """Return the reason of a shard's job in the lines of its note."""
+    if files := [line for line in note if not line.startswith(AGAIN)]:
+        return "missing file", _listed(files)
+    return "tried again", _listed([line.removeprefix(AGAIN) for line in note])
+
+
+def _changed_scans(now: str, only_old: Collection[str]) -> list[str]:
+    """Return the scans whose raw file has changed, or changed back, since the job ran. Its params of then have no names."""
+    old = "\n".join(str(ast.literal_eval(text)) for text in only_old)
+    return sorted({scan for scan, _ in set(_RAW_LINE.findall(now)) ^ set(_RAW_LINE.findall(old))})
 
 
 def _changed_params(
@@ -162,7 +184,9 @@ def _changed_params(
     before = [ast.literal_eval(text) for text in only_old]
     mappings = [value for value in before if isinstance(value, dict)]
     plain = {
-        name: now[name] for name in sorted(names - {*DATA, *DERIVED, LOST, "code"}) if not isinstance(now[name], dict)
+        name: now[name]
+        for name in sorted(names - {*DATA, *DERIVED, LOST, RAW, "code"})
+        if not isinstance(now[name], dict)
     }
     others = [value for value in before if not isinstance(value, dict | str)]
     changes = (

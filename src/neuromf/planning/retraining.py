@@ -33,15 +33,18 @@ def _goes_on(job: Job, folder: Path) -> bool:
 
 def refusal(jobs: Iterable[Job], allowed: Collection[str], folder: Path = Path()) -> str:
     """Return why a call with these jobs is refused, or nothing: what `keep_replaced` raises."""
+    jobs = list(jobs)
     against = [job for job in trained_already(jobs, folder) if job.wildcards["run"] not in allowed]
     if not against:
         return ""
     lines = [f"  run {job.wildcards['run']}, seed {job.wildcards['seed']} ({job.reason})" for job in against]
+    changed = [f"  the raw file of {job.detail} has changed" for job in jobs if job.why == "changed scan"]
     runs = ",".join(sorted({job.wildcards["run"] for job in against} | set(allowed)))
     return "\n".join(
         [
             "this call would train again what is trained already:",
             *lines,
+            *changed,
             f"If that is meant, add --config 'retrain=[{runs}]': each old model moves to runs/<run>/replaced/ first. If not,"
             " undo what changed; a new release (`neuromf release create`) or a run of another name trains beside it",
         ]

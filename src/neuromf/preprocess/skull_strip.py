@@ -74,6 +74,7 @@ def skull_strip_shard(
         code=code,
         workers=workers,
         label=f"skull_strip {manifest.stem}",
+        root=root,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from neuromf.meshnet import WeightsError
 from neuromf.published import PublishedError, read_published
+from neuromf.scratch import temporary_folder
 from neuromf.volume import VolumeError, read_volume
 
 WEIGHTS = "synthstrip.1.pt"
@@ -100,11 +101,13 @@ def _grid(image: nib.Nifti1Image) -> tuple[tuple[int, ...], NDArray[np.floating]
 
 
 def _by_command(image: nib.Nifti1Image, command: Path, device: torch.device) -> Mask:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder(8 * math.prod(image.shape) / 2**20) as folder:
         scan, mask = Path(folder, "scan.nii.gz"), Path(folder, "mask.nii.gz")
         nib.save(image, scan)
         arguments = [str(command), "-i", str(scan), "-m", str(mask)] + (["-g"] if device.type == "cuda" else [])
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        if done.returncode < 0:
+            raise MemoryError(f"{command} was ended by signal {-done.returncode}, most often for want of memory")
         if done.returncode or not mask.is_file():
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
             raise VolumeError(f"{command} failed with exit code {done.returncode}: {said[0]}")

@@ -9,7 +9,6 @@ intensities say where it is.
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ from skimage.filters import threshold_multiotsu, threshold_otsu
 
 from neuromf.config import BiasField
 from neuromf.preprocess.bias_field import bias_field
+from neuromf.scratch import temporary_folder
 from neuromf.volume import VolumeError, to_ras, voxel_sizes
 
 Volume = NDArray[np.float32]
@@ -46,6 +46,7 @@ _OPENING = 3.0  # cuts bridges (dura, vessels, optic nerves) between brain and s
 _CLOSING = 8.0  # bridges sulci
 _RIM = 1.0  # subarachnoid space kept around the brain
 _TISSUE_LOW = 0.45  # between CSF (about 0.2) and grey matter (about 0.7)
+_WARP_BYTES = 24  # a voxel of the template: SyN's field and its inverse, each three float32
 _COARSE_N4 = BiasField(shrink_factor=3, iterations=(30, 30, 20))
 
 
@@ -66,7 +67,9 @@ def template_mask(image: nib.Nifti1Image, spacing_mm: float) -> tuple[Mask, dict
     ras = to_ras(image)
     data, spacing = np.maximum(np.asarray(ras.dataobj, np.float32), 0), voxel_sizes(ras.affine)
     coarse = _resample(data, spacing, spacing_mm)
-    distance = _register(_pseudo_head(spacing_mm), coarse, spacing_mm)
+    head = _pseudo_head(spacing_mm)
+    with temporary_folder(_WARP_BYTES * head.image.numpy().size / 2**20 + 1) as folder:
+        distance = _register(head, coarse, spacing_mm, folder)
     fine = _resample(data, spacing, _FINE)
     prior = _onto(distance, spacing_mm, fine.shape, np.full(3, _FINE))
     brain = _refine(fine, prior)
@@ -109,8 +112,9 @@ def _pseudo_head(spacing_mm: float) -> _Head:
     )
 
 
-def _register(head: _Head, scan: Volume, spacing_mm: float) -> Volume:
-    """Return the template's signed distance to the brain's border (mm), carried over to the scan's grid."""
+def _register(head: _Head, scan: Volume, spacing_mm: float, folder: Path) -> Volume:
+    """Return the template's signed distance to the brain's border (mm), carried over to the scan's grid; transforms are
+    written into ``folder``."""
     bright = scan > threshold_otsu(scan)
     if not bright.any():
         raise VolumeError("no head stands out from the background")
@@ -119,21 +123,20 @@ def _register(head: _Head, scan: Volume, spacing_mm: float) -> Volume:
     low, high = np.percentile(scan, (1, 99))
     moving = _ants(np.clip((scan - low) / (high - low), 0, 1), spacing_mm)
     shift = _centre(bright, spacing_mm) - _centre(head.image.numpy() > 0.5, spacing_mm)
-    with tempfile.TemporaryDirectory() as folder:
-        affine = _affine(head, moving, shift, Path(folder))
-        syn = ants.registration(
-            head.image,
-            moving,
-            "SyNOnly",
-            initial_transform=affine,
-            outprefix=f"{folder}/syn",
-            mask=head.region,
-            reg_iterations=(40, 0),  # half resolution only: the refinement does the rest
-            random_seed=1,
-        )
-        distance = ants.apply_transforms(
-            moving, head.distance, syn["invtransforms"], whichtoinvert=[True, False], defaultvalue=_FAR
-        )
+    affine = _affine(head, moving, shift, folder)
+    syn = ants.registration(
+        head.image,
+        moving,
+        "SyNOnly",
+        initial_transform=affine,
+        outprefix=f"{folder}/syn",
+        mask=head.region,
+        reg_iterations=(40, 0),  # half resolution only: the refinement does the rest
+        random_seed=1,
+    )
+    distance = ants.apply_transforms(
+        moving, head.distance, syn["invtransforms"], whichtoinvert=[True, False], defaultvalue=_FAR
+    )
     return distance.numpy()
 
 

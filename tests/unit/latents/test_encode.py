@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 from typing import ClassVar
@@ -193,3 +194,24 @@ def test_a_shard_of_failures_is_an_empty_file(shard: Shard) -> None:
     shard.rows({0: "a", 1: "b", 2: "c"})
     assert [row.reason for row in shard.encode()] == ["a", "b", "c"]
     assert read_header(shard.latents)[1] == []
+
+
+def test_a_volume_that_cannot_be_read_today_is_tried_again_and_costs_no_latent(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shard.encode()
+    shard.scans.append(Scan("3", None, "3.nii.gz", "T1w"))
+    shard.write(3, seed=3)
+    shard.rows()
+
+    def fail(path: Path) -> str:
+        if path.name in ("sub-1.nii.gz", "sub-3.nii.gz"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return file_sha256(path)
+
+    monkeypatch.setattr(module, "file_sha256", fail)
+    rows = shard.encode()
+    assert rows[:3] == first and "sub-1_T1w" in load_file(shard.latents)
+    assert not rows[3].ok and rows[3].figures == {"transient": "yes"} and "tries it again" in rows[3].reason
+    monkeypatch.undo()
+    assert all(row.ok for row in shard.encode()) and shard.calls == 1

@@ -100,6 +100,20 @@ def test_files_that_a_shard_has_lost_are_missing() -> None:
     assert reason_of(job) == ("missing file", "a.nii.gz and 1 more")
 
 
+def test_raw_scans_that_changed_or_changed_back_are_named() -> None:
+    first, second = (f"sub-{name}_T1w {name * 64}\n" for name in "ab")
+    old, new = {"raw": first, "lost": "", "rows": "x"}, {"raw": first + second, "lost": "", "rows": "y"}
+    assert reason_of(FakeJob("skull_strip", "made", new, old=old)) == ("changed scan", "sub-b_T1w")
+    assert reason_of(FakeJob("skull_strip", "made", old, old=new)) == ("changed scan", "sub-b_T1w")
+
+
+def test_failures_that_pass_are_tried_again() -> None:
+    old, new = {"lost": ""}, {"lost": "123\nagain sub-a_T1w\nagain sub-b_T1w\n"}
+    assert reason_of(FakeJob("conform", "made", new, old=old)) == ("tried again", "sub-a_T1w and 1 more")
+    new = {"lost": "123\na.nii.gz\nagain sub-b_T1w\n"}
+    assert reason_of(FakeJob("conform", "made", new, old=old)) == ("missing file", "a.nii.gz")
+
+
 def test_code_and_settings_go_before_new_rows_since_they_do_all_scans_again() -> None:
     old, new = {"code": "old", "rows": "old"}, {"code": "new", "rows": "new"}
     assert reason_of(FakeJob("conform", "made", new, old=old))[0] == "code"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from disks import small_disk
 from scipy import ndimage
 
 from neuromf.config import BiasField, Conform, SkullStrip
@@ -19,7 +21,7 @@ from neuromf.preprocess.derivatives import mask_path
 from neuromf.preprocess.skull_strip import skull_strip_shard
 from neuromf.preprocess.template import _pseudo_head, template_mask
 from neuromf.shards import ShardError, check_failures
-from neuromf.tables import ManifestRow, Scan
+from neuromf.tables import ManifestRow, Scan, StorageError
 from neuromf.volume import read_volume
 
 SHARED = Path(os.environ.get("NEUROMF_SHARED", Path(__file__).parents[3] / "../shared"))
@@ -214,3 +216,19 @@ def test_template_on_a_real_head(tmp_path: Path) -> None:
     mask = read_volume(mask_path(manifest.parent / row.file)).get_fdata() > 0
     assert dice(mask, truth) >= 0.94
     assert ndimage.label(mask)[1] == 1 and 900 < float(row.figures["brain_ml"]) < 2000
+
+
+def test_a_small_tmpdir_fails_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registration writes its transforms there."""
+    head = _pseudo_head(4.0)
+    nib.save(nib.Nifti1Image(head.image.numpy(), np.diag([4.0, 4, 4, 1])), tmp_path / "a.nii.gz")
+    scans = [Scan("a", None, "a.nii.gz", "T1w")]
+    with small_disk(tmp_path / "scratch", 1) as disk:
+        if not disk.mounted:
+            pytest.skip("a small disk cannot be mounted here")
+        monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+        with pytest.raises(
+            StorageError, match=r"temporary files cannot be written to .*scratch.*set TMPDIR to a folder"
+        ):
+            strip(tmp_path, scans, backend="template")
+    assert not list((tmp_path / "out").rglob("shard-*.tsv"))

@@ -7,10 +7,10 @@ mm³, quality scores from 0 to 1) is read as its source writes it.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +19,7 @@ import numpy as np
 from neuromf.evaluation.morphometry.atlas import SYNTHSEG, SYNTHSEG_MIDLINE, SYNTHSEG_PAIRED, region_name
 from neuromf.evaluation.morphometry.segmentation import Segmentation, Segmenter
 from neuromf.meshnet import WeightsError
+from neuromf.scratch import temporary_folder
 from neuromf.tables import content_hash, file_sha256
 from neuromf.volume import VolumeError, read_volume
 
@@ -65,7 +66,7 @@ def synthseg_segmenter(*, robust: bool = False, threads: int = 1) -> Segmenter:
 
 
 def _run(program: Path, image: nib.Nifti1Image, options: list[str]) -> Segmentation:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder(8 * math.prod(image.shape) / 2**20) as folder:
         scan, labels, volumes, quality = (
             Path(folder, name) for name in ("scan.nii.gz", "labels.nii.gz", "volumes.csv", "quality.csv")
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +40,15 @@ def double(inputs, outputs, log="", sleep=0.0, factor=2):
         os._exit(9)
     if text == "silent":
         return {}
+    if text == "EIO":
+        raise OSError(5, "Input/output error", str(inputs[0]))
+    if text == "copying":
+        inputs[0].write_text("-10")
+        text = "-1"
+    if text.startswith("once"):
+        inputs[0].with_name(inputs[0].name + ".tried").exists() or (
+            inputs[0].with_name(inputs[0].name + ".tried").touch(), os._exit(9))
+        text = text.removeprefix("once")
     number = int(text)
     if number < 0:
         raise ValueError(f"{inputs[0]} is negative")
@@ -119,7 +132,7 @@ def test_one_bad_scan_stops_no_other(tmp_path: Path, shard: Shard, workers: int)
     assert rows["a"].figures["doubled"] == 2
     assert (shard.manifest.parent / rows["a"].file).read_text() == "2"
     assert "is negative" in rows["bad"].reason and "invalid literal" in rows["no"].reason
-    assert "did not write" in rows["mute"].reason and "FileNotFoundError" in rows["gone"].reason
+    assert "did not write" in rows["mute"].reason and "gone does not exist" in rows["gone"].reason
     assert rows["up"].reason == "skull_strip: no brain"
 
 
@@ -130,9 +143,14 @@ def test_a_dead_worker_fails_its_scan_only(tmp_path: Path, shard: Shard, monkeyp
         workers=2,
     )
     assert [name for name, row in rows.items() if not row.ok] == ["b", "d"]
-    assert "worker process died" in rows["b"].reason
+    assert "worker process died" in rows["b"].reason and rows["b"].figures == {"transient": "yes"}
     assert rows["e"].figures["threads"] == 1
     assert "OMP_NUM_THREADS" not in os.environ  # the parent keeps its own
+
+
+def test_a_scan_whose_worker_died_is_tried_once_more_alone(tmp_path: Path, shard: Shard) -> None:
+    worked, rows = shard(tasks(tmp_path, {"a": "once1", "b": "2", "c": "once3"}), workers=3)
+    assert all(row.ok for row in rows.values()) and worked == ["a", "a", "b", "c", "c"]
 
 
 def test_what_is_unchanged_and_intact_is_skipped(tmp_path: Path, shard: Shard) -> None:
@@ -152,11 +170,107 @@ def test_what_is_unchanged_and_intact_is_skipped(tmp_path: Path, shard: Shard) -
     assert shard(todo, settings={"a": 2}, code="v2")[0] == ["a", "b", "c"]
 
 
-def test_failed_scans_are_tried_again_and_leave_no_stale_output(tmp_path: Path, shard: Shard) -> None:
+def test_a_scans_own_fault_is_not_tried_again_until_something_changed_and_leaves_no_stale_output(
+    tmp_path: Path, shard: Shard
+) -> None:
     shard(tasks(tmp_path, {"a": "1", "b": "2"}))
-    worked, rows = shard(tasks(tmp_path, {"a": "1", "b": "-2"}))
+    bad = tasks(tmp_path, {"a": "1", "b": "-2"})
+    worked, rows = shard(bad)
     assert worked == ["b"] and not rows["b"].ok and not (tmp_path / "out" / "b.txt").exists()
-    assert shard(tasks(tmp_path, {"a": "1", "b": "-2"}))[0] == ["b"]
+    assert shard(bad) == ([], rows)
+    assert shard(bad, code="v2")[0] == ["a", "b"]
+    worked, rows = shard(tasks(tmp_path, {"a": "1", "b": "2"}), code="v2")
+    assert worked == ["b"] and rows["b"].ok
+
+
+def outputs(folder: Path) -> dict[str, tuple[str, int]]:
+    return {path.name: (path.read_text(), path.stat().st_mtime_ns) for path in (folder / "out").iterdir()}
+
+
+@pytest.mark.parametrize("gone", ["absent", "behind a link", "unreadable"])
+def test_what_was_made_of_a_raw_file_that_is_not_to_be_had_stays(
+    tmp_path: Path, shard: Shard, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todo = tasks(tmp_path, {"a": "1", "b": "2"})
+    before, made = shard(todo)[1], outputs(tmp_path)
+    if gone == "absent":
+        (tmp_path / "b.in").unlink()
+    elif gone == "unreadable":
+        fails(monkeypatch, tmp_path / "b.in", errno.ESTALE)
+    more = tasks(tmp_path, {"c": "3"})
+    leads_out = "b.in is a link that leaves the cohort's root" if gone == "behind a link" else ""
+    worked, rows = shard([todo[0], replace(todo[1], failed_upstream=leads_out), *more])
+    assert worked == ["c"] and rows["a"] == before["a"]
+    assert rows["b"].ok and rows["b"].sha256 == before["b"].sha256
+    assert re.search("its raw file cannot be had .*b.in.* what was made of it stays", str(rows["b"].figures["warning"]))
+    assert made.items() <= outputs(tmp_path).items()
+    # with other settings it is no result of this run, and still nobody removes it
+    worked, rows = shard([todo[0], replace(todo[1], failed_upstream=leads_out), *more], settings={"a": 2})
+    assert worked == ["a", "c"] and not rows["b"].ok and outputs(tmp_path)["b.txt"] == made["b.txt"]
+    monkeypatch.undo()
+    (tmp_path / "b.in").write_text("2")
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
+    worked, rows = shard(todo)
+    assert worked == ["a"] and rows["b"] == before["b"], "settings and file are back"
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Have a file fail to be opened, as a disk that does not answer."""
+    opened = Path.open
+
+    def open_(self: Path, *arguments: object, **named: object) -> object:
+        if self == path:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(self, *arguments, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", open_)
+
+
+def test_a_failure_that_passes_takes_nothing_away_and_is_tried_again(
+    tmp_path: Path, shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result of the old content stays on the disk, is no result of the new one, and is found when the old is back."""
+    before = shard(tasks(tmp_path, {"a": "1", "b": "2"}))[1]
+    made = outputs(tmp_path)
+    worked, rows = shard(tasks(tmp_path, {"a": "1", "b": "EIO"}))
+    assert worked == ["b"] and not rows["b"].ok and rows["b"].figures == {"transient": "yes"}
+    assert "Input/output error" in rows["b"].reason and "the next call tries it again" in rows["b"].reason
+    assert outputs(tmp_path) == made
+    assert shard(tasks(tmp_path, {"a": "1", "b": "EIO"}))[0] == ["b"], "tried again"
+    assert shard(tasks(tmp_path, {"a": "1", "b": "2"})) == ([], before)
+    assert shard(tasks(tmp_path, {"a": "1", "b": "3"}))[0] == ["b"]
+
+
+def test_a_scan_whose_file_changed_while_it_was_read_is_tried_again(tmp_path: Path, shard: Shard) -> None:
+    _, rows = shard(tasks(tmp_path, {"a": "copying"}))
+    assert rows["a"].figures == {"transient": "yes"} and "changed meanwhile" in rows["a"].reason
+
+
+@pytest.mark.parametrize("root", ["missing", "empty"])
+def test_scans_on_a_disk_that_is_not_there_stop_the_shard_with_one_line(
+    tmp_path: Path, stage: ModuleType, root: str
+) -> None:
+    manifest, there = tmp_path / "m" / "shard-0000.tsv", tmp_path / "raw"
+    if root == "empty":
+        there.mkdir()
+    todo = [Task(name, (there / name,), (tmp_path / "out" / name,)) for name in "ab"]
+    how = {"settings": {}, "code": "", "workers": 1, "label": "t", "root": there}
+    with pytest.raises(ShardError, match=r"raw, the cohort's root, .*2 scans of this shard wait.*mount its disk"):
+        run_shard(todo, stage.double, manifest, **how)  # type: ignore[arg-type]
+    assert not manifest.exists()
+    there.mkdir(exist_ok=True)
+    for name in "abc":
+        (there / name).write_text("1")
+    log = {"log": str(tmp_path / "log")}
+    todo = [replace(task, arguments=log) for task in todo]
+    run_shard(todo, stage.double, manifest, **how)  # type: ignore[arg-type]
+    for name in "ab":
+        (there / name).unlink()
+    more = Task("c", (there / "c",), (tmp_path / "out" / "c",), log)
+    rows = run_shard([*todo, more], stage.double, manifest, **how)  # type: ignore[arg-type]
+    assert all(row.ok for row in rows), "archived, and nothing waits for them"
+    shutil.rmtree(there)
+    assert run_shard([*todo, more], stage.double, manifest, **how)[0].ok  # type: ignore[arg-type]
 
 
 def test_a_killed_shard_resumes(tmp_path: Path, shard: Shard) -> None:
