@@ -176,7 +176,9 @@ class CodecTraining(Section):
     ema_half_life: float = setting(
         0.01, "Half-life of the exponential moving average of the weights, as a share of the run", gt=0, le=1
     )
-    precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass")
+    precision: Literal["auto", "32", "bf16"] = setting(
+        "32", "Arithmetic of the forward pass; auto: bf16 where the device is faster in it, else float32"
+    )
     validate_every: int = setting(1000, "Updates between validations", ge=1)
     checkpoint_every: int = setting(200, "Updates between checkpoints", ge=1)
     log_every: int = setting(20, "Updates between logged rows", ge=1)
@@ -368,7 +370,11 @@ class Train(Section):
     )
     augmentation: Augmentation = section(Augmentation, "Random changes of the latents")
     loss_mask: LossMask = section(LossMask, "The loss on a random part of the volume")
-    precision: Literal["32", "bf16"] = setting("32", "Arithmetic of the forward pass; the JVP is always float32")
+    precision: Literal["auto", "32", "bf16"] = setting(
+        "32",
+        "Arithmetic of the forward pass; auto: bf16 where the device is faster in it, else float32. The JVP is always"
+        " float32",
+    )
     checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, a third to a half more time, the same weights"
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import psutil
@@ -32,11 +32,15 @@ from neuromf.preprocess.conform import share_outside
 from neuromf.preprocess.synthstrip import find_synthstrip
 from neuromf.tables import SPLITS, Cohort, check_release, file_sha256, read_cohort, read_release
 
+if TYPE_CHECKING:
+    import torch
+
 Status = Literal["ok", "warning", "blocker"]
 # Of the libraries: on a CPU what a training's process takes before its first update; on a GPU an allowance for CUDA's
 # context, cuDNN and the allocator's gaps, which was not measured.
 LIBRARY_BYTES = 2**30
 CPU_FACTOR = 2  # what passes take of a CPU's memory over what their tensors need (benchmarks/memory.py)
+PRECISIONS = {"32": "float32", "bf16": "bf16"}
 NEARLY = 0.8  # of what there is: more is a warning
 
 
@@ -99,6 +103,7 @@ def examine(workflow: Path, settings: Sequence[str] = ()) -> Iterator[Finding]:
         ("tables", check_tables),
         ("folders", check_folders),
         ("device", check_device),
+        ("precision", check_precision),
         ("memory", check_memory),
         ("weights", check_weights),
         ("scans", check_scans),
@@ -199,14 +204,31 @@ def check_device(patient: Patient) -> Iterator[Finding]:
             yield Finding("device", "ok", f"{names}; each job with a GPU gets one of its own")
 
 
+def check_precision(patient: Patient) -> Iterator[Finding]:
+    """Trainings are asked for in what the device computes well."""
+    from neuromf.training.precision import costly_settings, training_precision
+
+    device = _device(patient)
+    for run in patient.config.runs:
+        asked, taken = (
+            patient.config.for_run(run).train.precision,
+            training_precision(patient.config.for_run(run), device),
+        )
+        yield Finding("precision", "ok", f"{run} trains in {PRECISIONS[taken]}, as train.precision: {asked} asks")
+    trained = patient.config.codec.weights == "trained"
+    for setting, cost in costly_settings(patient.config, patient.config.runs, device, codec=trained):
+        yield Finding("precision", "warning", f"{setting}, but {cost}", "set it to auto or 32")
+
+
 def check_memory(patient: Patient) -> Iterator[Finding]:
     """A training of each run fits into the memory of the device."""
     from neuromf.training.memory import training_memory
+    from neuromf.training.precision import training_precision, with_precision
 
     gpus = [] if patient.config.device == "cpu" else gpu.installed_gpus()
     for run in patient.config.runs:
         settings = patient.config.for_run(run)
-        memory = training_memory(settings)
+        memory = training_memory(with_precision(settings, training_precision(settings, _device(patient))))
         if gpus:
             needed, there = memory.bytes + LIBRARY_BYTES, min(one.memory_bytes for one in gpus)
             where = f"of {size(there)} on the GPU"
@@ -227,6 +249,12 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
             yield Finding("memory", "blocker" if needed > there else "warning", found, remedy)
         else:
             yield Finding("memory", "ok", found)
+
+
+def _device(patient: Patient) -> torch.device:
+    import torch
+
+    return torch.device("cuda" if patient.config.device != "cpu" and gpu.installed_gpus() else "cpu")
 
 
 # --- the project ----------------------------------------------------------------------------------------------------

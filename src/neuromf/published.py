@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data.meta_obj import MetaObj
-from monai.data.meta_tensor import MetaTensor
-from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
 from torch import Tensor
-
-# All that a published .pt may hold besides tensors and plain containers: its scale factor may be a MetaTensor.
-ALLOWED_CLASSES: list[Any] = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys]
 
 
 class PublishedError(ValueError):
@@ -26,8 +20,9 @@ def read_published(path: Path) -> dict[str, Any]:
     Raises:
         PublishedError: an unreadable file, one that holds other classes than the allow-list, or no mapping.
     """
+    allowed = _allowed_classes()
     try:
-        with torch.serialization.safe_globals(ALLOWED_CLASSES):
+        with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are wrong in the right place raise anything: UnicodeDecodeError, IndexError
         what = next(iter(str(error).splitlines()), "an empty file")
@@ -35,6 +30,16 @@ def read_published(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise PublishedError(f"{path} holds a {type(content).__name__}, expected a state dict")
     return dict(content)
+
+
+def _allowed_classes() -> list[Any]:
+    """Return what a published .pt may hold besides tensors and plain containers: its scale factor may be a MetaTensor."""
+    # MONAI takes 5 s to load; most jobs that import this module read no published file
+    from monai.data.meta_obj import MetaObj
+    from monai.data.meta_tensor import MetaTensor
+    from monai.utils.enums import MetaKeys, SpaceKeys, TraceKeys
+
+    return [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys]
 
 
 def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from builders import REPOSITORY, write_scan
 
-from neuromf import doctor, environment, gpu
+from neuromf import doctor, environment, gpu, precision
 from neuromf.doctor import Finding, Patient
 from neuromf.planning.plan import Plan, PlanError
 from neuromf.tables import (
@@ -284,3 +284,19 @@ def test_a_missing_synthseg_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("FREESURFER_HOME", raising=False)
     found = list(doctor.check_weights(patient("evaluate={segmenters: [synthseg]}")))
     assert any(one.status == "blocker" and "mri_synthseg" in one.found for one in found)
+
+
+def test_precision_that_the_processor_has_no_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_bf16_kernels", lambda: False)
+    named = list(doctor.check_precision(patient("train={precision: bf16}", "codec_training={precision: bf16}")))
+    warned = [finding for finding in named if finding.status == "warning"]
+    assert [finding.found.split(",")[0] for finding in warned] == [
+        "codec_training.precision: bf16",
+        "train.precision: bf16 (run meanflow)",
+    ]
+    assert all("30 times as long" in one.found and one.remedy == "set it to auto or 32" for one in warned)
+    chosen = list(doctor.check_precision(patient("train={precision: auto}")))
+    assert {one.status for one in chosen} == {"ok"} and "trains in float32" in chosen[0].found
+    monkeypatch.setattr(gpu, "installed_gpus", lambda: has(80)())
+    chosen = list(doctor.check_precision(patient("train={precision: auto}", "device=auto")))
+    assert "trains in bf16" in chosen[0].found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def save_checkpoint(path: Path, trainer: CodecTrainer, key: str) -> None:
                 tensors[f"{part}/{moment}/{name}"] = value.cpu().contiguous()
     state = {
         "key": key,
-        "progress": asdict(trainer.progress),
+        "progress": vars(trainer.progress),
         "kl_weight": trainer.controller.weight,
         "kl_moments": trainer.controller.moments,
     }
@@ -78,6 +78,7 @@ def load_checkpoint(path: Path, trainer: CodecTrainer, key: str) -> bool:
             }
     trainer.progress.update = state["progress"]["update"]
     trainer.progress.seconds = state["progress"]["seconds"]
+    trainer.progress.updates_in = Counter(state["progress"]["updates_in"])
     trainer.controller.weight = state["kl_weight"]
     trainer.controller.moments = state["kl_moments"] and tuple(state["kl_moments"])
     log.info("%s: goes on after update %d", path, trainer.progress.update)

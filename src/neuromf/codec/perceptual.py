@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import squeezenet1_1
 
 from neuromf.codec.weights import perceptual_files
 from neuromf.published import read_published
@@ -62,6 +61,8 @@ class SliceLpips(nn.Module):
                 )
         if not file_sha256(backbone_file).startswith(BACKBONE_SHA256):
             raise ValueError(f"{backbone_file}: its sha256 does not begin with {BACKBONE_SHA256}; fetch it again")
+        from torchvision.models import squeezenet1_1  # takes seconds to load
+
         backbone = squeezenet1_1(weights=None)
         backbone.load_state_dict(read_published(backbone_file))
         heads = read_published(heads_file)

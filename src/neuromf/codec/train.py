@@ -15,8 +15,9 @@ import csv
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from neuromf.codec.losses import Adversary, KlController, kl_divergence
 from neuromf.codec.maisi import FrozenCodec, architecture, build
 from neuromf.codec.validate import METRICS, latent_std, reconstruction_figures
 from neuromf.config import Codec, CodecTraining
+from neuromf.precision import Precision, cost_of_bf16, resolve
 from neuromf.published import count
 from neuromf.tables import atomic_path, file_sha256, write_json, write_text
 
@@ -55,6 +57,7 @@ class Progress:
 
     update: int = 0
     seconds: float = 0.0  # of training, over all its sessions
+    updates_in: Counter[str] = field(default_factory=Counter)  # precision → updates done in it
 
     def share(self, updates: int, minutes: float | None) -> float:
         """Share of the run that is done, in [0, 1]: of its updates or of its time, whichever is further."""
@@ -108,7 +111,7 @@ class CodecTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.network.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             mean, sigma = self.network.encode(x)
             noise = torch.randn(mean.shape, generator=self.generator).to(self.device)
             y = self.network.decode(mean + sigma * noise)
@@ -140,6 +143,16 @@ class CodecTrainer:
             "latent_std": self.controller.std, "sigma": float(sigma.detach().float().mean()),
             "gradient_norm": float(norm), "learning_rate": rate,
         }  # fmt: skip
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in. With ``auto`` one that was begun in float32, or went on in it, stays in it, and where the
+        deepest level of a crop has two layers a CPU's bf16 is wrong (`neuromf.training.precision`)."""
+        asked = self.training.precision
+        wrong = self.device.type == "cpu" and self.training.crop[0] // 4 == 2
+        if asked == "auto" and (wrong or "32" in self.progress.updates_in):
+            return "32"
+        return resolve(asked, self.device)
 
     def frozen(self) -> FrozenCodec:
         """Return the averaged network as a codec without a weights file yet."""
@@ -203,6 +216,12 @@ def train_codec(
     checkpoint = workspace / "checkpoint.safetensors"
     if not load_checkpoint(checkpoint, trainer, key):
         trainer.start(crops.draw(START_CROPS, trainer.generator))
+    if trainer.precision == "bf16" and (cost := cost_of_bf16(device)):
+        log.warning(
+            "codec_training.precision: bf16, but %s; codec_training.precision: auto trains in float32 here", cost
+        )
+    elif trainer.precision == "32" and "bf16" in trainer.progress.updates_in:
+        log.warning("begun in bf16, going on in float32: %s", cost_of_bf16(device) or "as it did before")
     _run(trainer, crops, held_out, workspace / "training.csv", checkpoint, key, minutes)
     latents = [trainer.frozen().encode(crops.volume(i)[None]) for i in range(len(crops))]
     rescaled = hold_scale(trainer.average, latents, training.kl_target)
@@ -210,6 +229,7 @@ def train_codec(
     figures = {
         "updates": trainer.progress.update,
         "minutes": round(trainer.progress.seconds / 60, 2),
+        "precision": dict(trainer.progress.updates_in),
         "parameters": count(trainer.average.state_dict()),
         "latent_std": std,
         "rescaled_by": rescaled,
@@ -248,6 +268,7 @@ def _run(
             x = crops.draw(training.batch_size, trainer.generator, whole=whole)
             figures = trainer.step(x, share)
             progress.update += 1
+            progress.updates_in[trainer.precision] += 1
             progress.seconds += time.perf_counter() - started
             bar.update()
             done = progress.share(training.updates, minutes) >= 1

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuromf.config import validate
 from neuromf.planning.costs import Costs, Estimate, records
 from neuromf.planning.jobs import Call, Job, read_call
 from neuromf.planning.retraining import refusal
@@ -170,9 +171,25 @@ def describe(plan: Plan) -> str:
     if plan.unknown:
         rules = ", ".join(dict.fromkeys(job.rule for job in plan.unknown))
         said.append(f"Not in these sums (-), since no earlier job with these settings was recorded: {rules}")
+    said += [f"Warning: {line}" for line in costly_trainings(plan)]
     if plan.refusal:
         said += ["", f"Snakemake refuses this call: {plan.refusal}"]
     return "\n".join(said)
+
+
+def costly_trainings(plan: Plan) -> list[str]:
+    """Return a line for each planned training that asks for bf16 and would not gain by it on this machine."""
+    config = validate(plan.call.config)
+    runs = dict.fromkeys(job.wildcards["run"] for job in plan.call.jobs if job.rule == "train")
+    codec = any(job.rule == "train_codec" for job in plan.call.jobs)
+    asked = [config.for_run(run).train.precision for run in runs] + [config.codec_training.precision] * codec
+    if "bf16" not in asked:
+        return []
+    from neuromf.device import choose_device
+    from neuromf.training.precision import costly_settings  # loads PyTorch
+
+    found = costly_settings(config, runs, choose_device(config.device), codec=codec)
+    return [f"on this machine {setting} is asked for and {cost}; set it to auto or 32" for setting, cost in found]
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from nibabel.processing import resample_from_to
-from nipreps.synthstrip.model import StripModel
 from numpy.typing import NDArray
 
 from neuromf.meshnet import WeightsError
@@ -76,7 +75,9 @@ def _by_network(image: nib.Nifti1Image, weights: Path, device: torch.device) -> 
 
 
 @cache
-def _network(weights: Path, device: torch.device) -> StripModel:
+def _network(weights: Path, device: torch.device) -> torch.nn.Module:
+    from nipreps.synthstrip.model import StripModel
+
     try:
         checkpoint = read_published(weights)
         network = StripModel()

@@ -47,7 +47,7 @@ def training_memory(config: Config) -> TrainingMemory:
     an allowance for their workspaces; CUDA's context and the gaps that an allocator leaves are not.
 
     Args:
-        config: the run's own (`Config.for_run`).
+        config: the run's own (`Config.for_run`), with ``train.precision`` resolved; ``auto`` counts as float32.
     """
     with FakeTensorMode(), Peak() as peak:
         network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)

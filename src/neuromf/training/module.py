@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -66,6 +67,7 @@ class FlowModule(lightning.LightningModule):
         output: what the objective gave for the last batch, all ranks' rows of it.
         drawn: its times (r, t), (B,) each.
         gradient_norm: before clipping, of the last batch.
+        updates_in: precision → updates done in it; a training that goes on elsewhere may change it.
         skipped: updates without effect since loss or gradient was not finite; ``skipped_in_a_row`` of them the last ones.
     """
 
@@ -83,6 +85,7 @@ class FlowModule(lightning.LightningModule):
             self.objective = replace(self.objective, wrap=cache(whole_graph))
         self.times = build_time_sampler(config.flow.times)
         self.update = 0
+        self.updates_in: Counter[str] = Counter()
         self.output: ObjectiveOutput | None = None
         self.drawn: tuple[Tensor, Tensor] | None = None
         self.gradient_norm = torch.tensor(torch.nan)
@@ -135,6 +138,7 @@ class FlowModule(lightning.LightningModule):
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
         self.update += 1
+        self.updates_in[self.config.train.precision] += 1
 
     def learning_rate(self) -> float:
         """Return the learning rate of the coming update: linear warm-up, then cosine to zero or constant."""

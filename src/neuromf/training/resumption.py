@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Resumption(Callback):
         module.network.load_state_dict(self.progress.part("network."))
         module.update, module.skipped = self.progress.update, self.progress.notes["skipped"]
         module.skipped_in_a_row = self.progress.notes["skipped_in_a_row"]
+        module.updates_in = Counter(self.progress.notes["updates_in"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.progress is None:
@@ -106,6 +108,7 @@ class Checkpoints(Callback):
         for name, parameter in module.network.named_parameters():
             tensors |= {f"optimizer.{name}.{m}": state[parameter][m] for m in MOMENTS if parameter in state}
         notes = {
+            "updates_in": module.updates_in,
             "skipped": module.skipped,
             "skipped_in_a_row": module.skipped_in_a_row,
             "guard": self.guard.state_dict(),

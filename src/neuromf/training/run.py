@@ -42,6 +42,7 @@ from neuromf.training.logbook import Logbook, Table, metrics_columns
 from neuromf.training.module import BatchStream, FlowModule
 from neuromf.training.nv_generate import load_into, read_unet
 from neuromf.training.pictures import Pictures
+from neuromf.training.precision import resumed_precision, training_precision, with_precision
 from neuromf.training.rank import follow
 from neuromf.training.ranks import Together, build_trainer, other_ranks
 from neuromf.training.resumption import Checkpoints, Resumption
@@ -131,7 +132,7 @@ def train_run(
     if dataclasses.is_dataclass(statistics) and not isinstance(statistics, type):
         statistics = dataclasses.asdict(statistics)
     _check_latents(config, train)
-    _check_precision(config, device)
+    training_precision(config, device)  # refuses what is wrong before anything is read
     config = with_channel_weights(config, statistics)
     module = FlowModule(config, seed)
     warm_start, scale = _warm_start(config, module, codec)
@@ -142,6 +143,10 @@ def train_run(
     deciding["train"] = {k: v for k, v in resolved["train"].items() if k not in NO_RESULT}
     key = content_hash([deciding, seed, statistics, dict(release), dict(codec), code, warm_start])
     progress = load_progress(checkpoint_folder, key)
+    precision, warning = resumed_precision(config, device, progress.notes["updates_in"] if progress else {})
+    if warning:
+        log.warning(warning)
+    module.config = with_precision(config, precision)
     splits = NormalisedLatents(train, statistics), NormalisedLatents(val, statistics)
     begin_attempt(checkpoint_folder, retry=retry)
     with watching(config.train.max_hours) as watch:
@@ -161,6 +166,7 @@ def train_run(
         "latents": {"train": len(train), "val": len(val)},
         "seed": seed,
         "device": device.type,
+        "precision": dict(module.updates_in),
         "warm_start": warm_start,
         "validation": _row(folder / "val.csv", outcome.exported),
     }
@@ -341,23 +347,6 @@ def _check_latents(config: Config, train: Latents) -> None:
         raise ValueError(
             f"latents have shape {found}, preprocess.conform.shape and codec.latent_channels ask for {expected};"
             " encode the cohort again with these settings"
-        )
-
-
-def _check_precision(config: Config, device: torch.device) -> None:
-    """Refuse what oneDNN computes wrongly with torch 2.12.1: bf16 weight gradients of 3³ convolutions over two layers.
-
-    They read memory that nobody wrote, so they are wrong without a sign of it.
-    """
-    depth, levels = config.preprocess.conform.shape[0] // 4, len(config.network.channels)
-    if (
-        device.type == "cpu"
-        and config.train.precision == "bf16"
-        and 2 in [depth // 2**level for level in range(levels)]
-    ):
-        raise ValueError(
-            f"train.precision: bf16 gives wrong gradients on a CPU where a level of the network is two voxels deep (a latent"
-            f" of {depth}, {levels} levels); set train.precision: 32, or give network.channels one level less"
         )
 
 

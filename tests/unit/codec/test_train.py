@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from neuromf import precision
 from neuromf.codec import train as module
 from neuromf.codec.crops import Crops
 from neuromf.codec.maisi import build, load_codec
@@ -173,3 +174,26 @@ def test_a_start_narrow_and_of_unit_scale(scans: Scans) -> None:
     flat = mean.transpose(0, 1).flatten(1)
     torch.testing.assert_close(flat.mean(1), torch.zeros(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(flat.std(1), torch.ones(2), atol=1e-3, rtol=0)
+
+
+def test_auto_precision_follows_the_processor_and_is_written_down(
+    scans: Scans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths, auto = scans(3), recipe(precision="auto", updates=3)
+    step, fast = CodecTrainer.step, [True]
+    monkeypatch.setattr(precision, "gains_by_bf16", lambda device: fast[0])
+
+    def killed(self: CodecTrainer, x: torch.Tensor, share: float) -> dict[str, float]:
+        if self.progress.update == 2:
+            raise KeyboardInterrupt
+        return step(self, x, share)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(CodecTrainer, "step", killed)
+        train_codec(paths[:2], paths[2:], CODEC, auto, tmp_path / "codec")
+    fast[0] = False  # it goes on on a processor without bf16 kernels
+    figures = train_codec(paths[:2], paths[2:], CODEC, auto, tmp_path / "codec")
+    assert figures["precision"] == {"bf16": 2, "32": 1} and "going on in float32" in caplog.text
+    about = json.loads((tmp_path / "codec" / "codec.json").read_text())
+    assert about["recipe"]["precision"] == "auto"
+    assert CodecTrainer(CODEC, recipe(precision="auto", crop=(8, 16, 16)), torch.device("cpu"), None).precision == "32"

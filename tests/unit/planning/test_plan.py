@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+from neuromf import precision
 from neuromf.cli import app
 from neuromf.planning import plan
 from neuromf.planning.jobs import Call, Job, Kind
@@ -70,6 +71,16 @@ def test_retraining_is_refused_in_the_plan_too(planned, project) -> None:
     (project / "results/releases/first/.made_from/train-meanflow-0").write_text("made from")
     made = planned(training(0))
     assert "Snakemake refuses this call" in describe(made) and "retrain=[meanflow]" in made.refusal
+
+
+def test_bf16_that_this_machine_has_no_kernels_for_is_warned_of(planned, monkeypatch) -> None:
+    monkeypatch.setattr(precision, "gains_by_bf16", lambda device: False)
+    made = planned(training(0))
+    assert "Warning" not in describe(made), "float32 is the default"
+    call = replace(made.call, config=made.call.config | {"train": made.call.config["train"] | {"precision": "bf16"}})
+    warned = next(line for line in describe(replace(made, call=call)).splitlines() if line.startswith("Warning"))
+    assert "train.precision: bf16 (run meanflow) is asked for and" in warned and "set it to auto or 32" in warned
+    assert "Warning" not in describe(replace(made, call=replace(call, jobs=(REPORT,))))
 
 
 def test_nothing_to_do(planned) -> None:

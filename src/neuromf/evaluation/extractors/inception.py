@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from neuromf.evaluation.extractors.base import Card, Compute
 from neuromf.evaluation.extractors.published import WEIGHTS, ExtractorError
@@ -22,6 +21,8 @@ def load(path: Path | None, device: torch.device) -> Compute:
     Raises:
         ExtractorError: a file that holds other than weights, of another network, or a download that failed.
     """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds to load
+
     try:
         if path is not None:
             read_published(path)  # with an allow-list, which torch-fidelity reads it without

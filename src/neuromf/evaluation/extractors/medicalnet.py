@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from monai.networks.nets.resnet import resnet50
 from torch import Tensor
 
 from neuromf.evaluation.extractors.base import VOLUME, Card, Compute, load_published
@@ -28,6 +27,8 @@ def standardised(volume: Tensor) -> Tensor:
 
 def load(path: Path | None, device: torch.device) -> Compute:
     """Return the extractor's ``compute``; ``path`` is that of MedicalNet's file."""
+    from monai.networks.nets.resnet import resnet50  # takes seconds to load
+
     assert path is not None
     network = resnet50(
         spatial_dims=3,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50
 
 from neuromf.evaluation.extractors.base import Card, Compute, load_published
 from neuromf.evaluation.extractors.slices import IN_WORDS, PLANES, by_slice, resized
@@ -18,6 +17,8 @@ class RadImageNet(nn.Module):
     """Slices (S, h, h) in [0, 1] -> (S, 2048); parameters are named as in the published file, ``backbone.0.weight``, …"""
 
     def __init__(self) -> None:
+        from torchvision.models import resnet50  # takes seconds to load
+
         super().__init__()
         self.backbone = nn.Sequential(*list(resnet50(weights=None).children())[:9])  # without the classifier
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import squeezenet1_1
 
 from neuromf.evaluation.extractors.base import Card, Compute
 from neuromf.evaluation.extractors.published import ExtractorError
@@ -31,6 +29,8 @@ class SqueezeNetFeatures(nn.Module):
     """Slices (S, h, h) in [0, 1] -> (S, 512): the last fire module's channels, averaged over the image."""
 
     def __init__(self) -> None:
+        from torchvision.models import squeezenet1_1  # takes seconds to load
+
         super().__init__()
         self.features = squeezenet1_1(weights=None).features
         self.register_buffer("mean", torch.tensor(_BGR_MEAN).view(1, 3, 1, 1))
@@ -49,6 +49,8 @@ def read_keras(path: Path) -> dict[str, Tensor]:
     Raises:
         ExtractorError: no HDF5 file, or a layer is missing.
     """
+    import h5py
+
     try:
         with h5py.File(path) as file:
             arrays: dict[str, np.ndarray] = {}
