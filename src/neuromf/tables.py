@@ -365,6 +365,12 @@ def read_release(table: Path) -> tuple[ReleaseRow, ...]:
     return tuple(releases)
 
 
+def release_modality(rows: Sequence[ReleaseRow]) -> str:
+    """Return the modality of a release's scans; ``mixed`` where a table written by hand has several."""
+    modalities = {row.modality for row in rows}
+    return modalities.pop() if len(modalities) == 1 else "mixed"
+
+
 def write_release(table: Path, rows: Iterable[ReleaseRow]) -> None:
     """Write a release table."""
     write_tsv(table, RELEASE_COLUMNS, [[getattr(row, c) for c in RELEASE_COLUMNS] for row in rows])

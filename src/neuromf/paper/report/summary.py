@@ -63,7 +63,9 @@ def key_figures(metrics: pd.DataFrame, run: str, nfe: int) -> list[KeyFigure]:
     return [card for card in cards if card is not None]
 
 
-def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int], run: str, nfe: int) -> list[str]:
+def sentences(
+    metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int], modality: str, run: str, nfe: int
+) -> list[str]:
     """Return the summary: where the data came from, how good the samples are and what to compare them with."""
     evaluations = "one network evaluation" if nfe == 1 else f"{nfe} network evaluations"
     failed = len(quality.failures)
@@ -71,7 +73,7 @@ def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int]
         failed, f"{failed} scans of the cohorts failed preprocessing"
     )
     text = [
-        f"The release has {sum(counts.values())} scans: {counts['train']} to train on, {counts['val']} to validate and"
+        f"The release has {sum(counts.values())} {modality} scans: {counts['train']} to train on, {counts['val']} to validate and"
         f" {counts['test']} held back for testing; {lost}.",
     ]
     sample = figure_of(metrics, run, "frechet_distance", "volume", nfe, "codec")
