@@ -99,8 +99,8 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
     main = shown[0]
     pairs = _pairs(inputs.reconstructions)
     real, rebuilt = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
-    quality = read_quality(inputs.manifests)
     release = read_release(inputs.release_table)
+    quality = read_quality(inputs.manifests, release)
     counts = {split: sum(row.split == split for row in release) for split in SPLITS}
     trained_on = {row.scan_id for row in release if row.split == "train"}
     unseen = not trained_on.intersection(pair[0] for pair in pairs)

@@ -76,6 +76,12 @@ def sentences(
         f"The release has {sum(counts.values())} {modality} scans: {counts['train']} to train on, {counts['val']} to validate and"
         f" {counts['test']} held back for testing; {lost}.",
     ]
+    if leaks := sum(same.leaks for same in quality.duplicates):
+        scans = "One scan is" if leaks == 1 else f"{leaks} scans are"
+        text.append(
+            f"{scans} in training and in another split under another name, so the figures below are not of unseen scans alone:"
+            " see Cohort and quality."
+        )
     sample = figure_of(metrics, run, "frechet_distance", "volume", nfe, "codec")
     if sample is not None:
         text.append(

@@ -1,4 +1,4 @@
-from neuromf.paper.report.quality import Quality
+from neuromf.paper.report.quality import Quality, SameScan
 from neuromf.paper.report.summary import key_figures, sentences
 
 NOTHING = Quality([], [], [], {})
@@ -43,3 +43,10 @@ def test_copies_are_counted_by_the_null_there_is(metrics):
     assert "never trained on" not in " ".join(
         sentences(metrics[~metrics["metric"].str.contains("null")], NOTHING, COUNTS, "FLAIR", "meanflow", 1)
     )
+
+
+def test_a_scan_in_two_splits_is_told(metrics):
+    leaking = Quality([], [], [], {}, [SameScan(("a/x", "a/y"), ("train", "test")), SameScan(("a/u", "a/v"), ("train",))])
+    text = " ".join(sentences(metrics, leaking, COUNTS, "T1w", "meanflow", 1))
+    assert "One scan is in training and in another split under another name" in text
+    assert "another split" not in " ".join(sentences(metrics, NOTHING, COUNTS, "T1w", "meanflow", 1))
