@@ -75,6 +75,7 @@ class Cohort:
     root: Path
     scans: tuple[Scan, ...]
     source: str = "folder"  # bids | folder | phantom
+    participant: str = ""  # expression that tells person and visit apart in the scans' names (index --participant)
 
     def shard(self, index: int, shard_size: int) -> tuple[Scan, ...]:
         """Return the scans of one shard: every ``shard_size`` consecutive rows."""
@@ -233,7 +234,7 @@ def read_cohort(table: Path) -> Cohort:
     if not sidecar.is_file():
         raise TableError(f'{sidecar} is missing: it names the folder the cohort\'s images lie in, {{"root": "/data"}}')
     about = read_json(sidecar, "root")
-    for key in ("root", "source"):
+    for key in ("root", "source", "participant"):
         if not isinstance(about.get(key, ""), str):
             raise TableError(f"{sidecar}: {key} is {about[key]!r}; give a text")
     rows = read_tsv(table, COHORT_COLUMNS)
@@ -247,7 +248,9 @@ def read_cohort(table: Path) -> Cohort:
             )
         seen[scan.scan_id] = number
         scans.append(scan)
-    return Cohort(table.stem, Path(about["root"]), tuple(scans), about.get("source", "folder"))
+    return Cohort(
+        table.stem, Path(about["root"]), tuple(scans), about.get("source", "folder"), about.get("participant", "")
+    )
 
 
 def leads_out(root: Path, image: str) -> str:
@@ -270,7 +273,8 @@ def write_cohort(table: Path, cohort: Cohort) -> None:
         for s in cohort.scans
     ]
     write_tsv(table, [*COHORT_COLUMNS, *extra], rows)
-    write_json(table.with_suffix(".json"), {"root": str(cohort.root), "source": cohort.source})
+    rule = {"participant": cohort.participant} if cohort.participant else {}
+    write_json(table.with_suffix(".json"), {"root": str(cohort.root), "source": cohort.source, **rule})
 
 
 def check_append_only(table: Path, scans: Sequence[Scan], used: Path) -> None:

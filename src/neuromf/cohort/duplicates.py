@@ -65,8 +65,8 @@ def write_duplicates(path: Path, groups: Sequence[Sequence[Duplicate]]) -> None:
     write_tsv(path, COLUMNS, rows)
     if groups:
         _log.warning(
-            "%d scans are there under several names, for instance %s: %s lists them. Under two participants they may fall"
-            " into train and test; leave all but one out of the release",
+            "Scans that are there under several names: %d, for instance %s; %s lists them. Under two participants they may"
+            " fall into train and test: leave all but one out of the release",
             len(groups),
             " = ".join(scan.scan_id for scan in groups[0]),
             path,

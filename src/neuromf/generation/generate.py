@@ -208,7 +208,11 @@ def decode_latents(
     write_json(out / "sample_timing.json", _timing(sampled, costs, meter.hardware))
     columns = ("participant_id", "modality", "seed", "index", "nfe", "model")
     shared = (sampled.about["nfe"], sampled.about["model"])
-    write_tsv(out / "participants.tsv", columns, [[n, sampled.modality, sampled.about["seed"], i, *shared] for n, i, _, _ in rows])
+    write_tsv(
+        out / "participants.tsv",
+        columns,
+        [[n, sampled.modality, sampled.about["seed"], i, *shared] for n, i, _, _ in rows],
+    )
 
 
 def _timing(sampled: SampledLatents, decoding: Sequence[Cost], hardware: Mapping[str, Any]) -> dict[str, Any]:

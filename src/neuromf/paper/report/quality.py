@@ -83,9 +83,7 @@ def read_quality(manifests: Mapping[str, Mapping[str, Sequence[Path]]], release:
     return Quality(counts, failures, warnings, figures, _duplicates(manifests, release))
 
 
-def _duplicates(
-    manifests: Mapping[str, Mapping[str, Sequence[Path]]], release: Sequence[ReleaseRow]
-) -> list[SameScan]:
+def _duplicates(manifests: Mapping[str, Mapping[str, Sequence[Path]]], release: Sequence[ReleaseRow]) -> list[SameScan]:
     """Return the scans that are there several times, those first that are in several splits of the release."""
     split = {(row.cohort, row.scan_id): row.split for row in release}
     same = []

@@ -73,14 +73,14 @@ def sentences(
         failed, f"{failed} scans of the cohorts failed preprocessing"
     )
     text = [
-        f"The release has {sum(counts.values())} {modality} scans: {counts['train']} to train on, {counts['val']} to validate and"
-        f" {counts['test']} held back for testing; {lost}.",
+        f"The release has {sum(counts.values())} {modality} scans: {counts['train']} to train on, {counts['val']} to"
+        f" validate and {counts['test']} held back for testing; {lost}.",
     ]
     if leaks := sum(same.leaks for same in quality.duplicates):
         scans = "One scan is" if leaks == 1 else f"{leaks} scans are"
         text.append(
-            f"{scans} in training and in another split under another name, so the figures below are not of unseen scans alone:"
-            " see Cohort and quality."
+            f"{scans} in training and in another split under another name, so the figures below are not of unseen scans"
+            " alone: see Cohort and quality."
         )
     sample = figure_of(metrics, run, "frechet_distance", "volume", nfe, "codec")
     if sample is not None:

@@ -46,7 +46,9 @@ def test_copies_are_counted_by_the_null_there_is(metrics):
 
 
 def test_a_scan_in_two_splits_is_told(metrics):
-    leaking = Quality([], [], [], {}, [SameScan(("a/x", "a/y"), ("train", "test")), SameScan(("a/u", "a/v"), ("train",))])
+    leaking = Quality(
+        [], [], [], {}, [SameScan(("a/x", "a/y"), ("train", "test")), SameScan(("a/u", "a/v"), ("train",))]
+    )
     text = " ".join(sentences(metrics, leaking, COUNTS, "T1w", "meanflow", 1))
     assert "One scan is in training and in another split under another name" in text
     assert "another split" not in " ".join(sentences(metrics, NOTHING, COUNTS, "T1w", "meanflow", 1))
