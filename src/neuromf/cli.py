@@ -72,7 +72,7 @@ def release_create(
     """Freeze the scans that cohorts hold now, split by a hash of the participant's ID."""
     from collections import Counter
 
-    from neuromf.cohort.release import create_release
+    from neuromf.cohort.release import create_release, visits_across_splits
     from neuromf.tables import read_cohort
 
     with _readable_errors():
@@ -82,6 +82,8 @@ def release_create(
     print(
         f"{releases / name}.tsv: {len(rows)} scans ({', '.join(f'{counts[s]} {s}' for s in ('train', 'val', 'test'))})"
     )
+    for warning in visits_across_splits(rows):
+        typer.secho(f"Warning: {warning}", fg="yellow", err=True)
 
 
 @app.command()

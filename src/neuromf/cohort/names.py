@@ -11,7 +11,7 @@ MODALITIES = {
     "FLAIR": ("flair", "t2_flair", "t2flair", "t2f"),
     "T2w": ("t2w", "t2"),
     "PDw": ("pdw", "pd"),
-    "T1c": ("t1ce", "t1c", "t1gd"),  # with contrast agent
+    "T1c": ("t1ce", "t1c", "t1gd", "t1gad", "t1_ce", "t1_gd", "t1_gad", "t1w_ce", "t1w_gd"),  # with contrast agent
 }
 MODALITY_OF = {name: modality for modality, names in MODALITIES.items() for name in names}
 STRIPPED = (
@@ -40,6 +40,7 @@ _WORDS = {  # of a name, in lower case → what they tell
 _KINDS = tuple((kind, re.compile(words)) for kind, words in _WORDS.items())
 _GLUED = re.compile(r".*(?:mask|seg|labels?|aparc|lesion|bold|dwi|dti|adc|asl|swi|mra)", re.IGNORECASE)
 _ENTITY = re.compile(r"(?:^|_)(?P<key>[A-Za-z]+)-(?P<value>[^_/]+)")
+_FILE_COPY = re.compile(r"(?i)[-_ ](?:copy|kopie|copie|copia)(?:[-_ ]?\d+)?$|\s?\(\d+\)$|^(?:copy of|kopie von) ")
 _DERIVATIVE_ENTITIES = ("space", "desc", "label", "res", "den", "hemi", "atlas", "seg", "from", "mode", "stat", "trans")
 # What SPM, CAT12 and FreeSurfer put before a scan's name: surely theirs, or where the name without it is there too.
 _SURE_PREFIX = re.compile(
@@ -60,6 +61,8 @@ def not_raw(path: str, stems: Collection[tuple[str, str]] = ()) -> str:
         stems: (folder, name without ending) of all files, to know a copy with a prefix from a person of that name.
     """
     stem = stem_of(path)
+    if _FILE_COPY.search(stem):
+        return "a copy of a file by its name"
     return derivative(stem) or _by_words(stem) or _by_prefix(path, stem, stems)
 
 
