@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import codecs
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from neuromf.cohort.layouts import Found, Layout
+from neuromf.cohort.visits import plain_id
 from neuromf.tables import COHORT_COLUMNS, MOST_COLUMNS, NOT_AVAILABLE
 
 Key = tuple[str, str | None]  # person, session
@@ -110,13 +110,9 @@ def _exact(scan: Found) -> list[Key]:
 
 def _plain(key: Key) -> Key:
     """Return a key without what spreadsheets and people change: 1, 1.0, ' 001', SUB-001 and subj_001 are 001."""
-
-    def plain(text: str) -> str:
-        text = unicodedata.normalize("NFC", text).strip().lower()
-        text = re.sub(r"^sub(?:ject|j)?[-_ ]*(?=.)", "", re.sub(r"^(\d+)\.0+$", r"\1", text))
-        return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\W_]+", "", text))
-
-    return plain(key[0]), plain(re.sub(r"(?i)^\s*ses(?:sion)?[-_ ]*(?=.)", "", key[1])) if key[1] else None
+    person = re.sub(r"(?i)^\s*sub(?:ject|j)?[-_ ]*(?=.)", "", re.sub(r"^\s*(\d+)\.0+\s*$", r"\1", key[0]))
+    session = re.sub(r"(?i)^\s*ses(?:sion)?[-_ ]*(?=.)", "", key[1] or "")
+    return plain_id(person), plain_id(session) if session else None
 
 
 def _unambiguous(pairs: Iterable[tuple[Key, Key]]) -> dict[Key, Key]:

@@ -18,7 +18,7 @@ from neuromf.cohort.demographics import Demographics
 from neuromf.cohort.files import Skipped, nifti_files
 from neuromf.cohort.layouts import FLAT, Found, Layout, recognise
 from neuromf.cohort.names import MODALITIES, derivative, not_raw, stem_of
-from neuromf.cohort.visits import ParticipantRule, look_like_visits
+from neuromf.cohort.visits import ParticipantRule, look_like_visits, written_alike
 from neuromf.config import NAME_PATTERN
 from neuromf.tables import Cohort, Scan, TableError, read_cohort, write_cohort
 
@@ -299,9 +299,15 @@ def _warnings(
             f"{table} holds visits of {len(several)} people under IDs of their own, for instance"
             f" {', '.join(several[0][:3])}. These rows stay; to have them as people, index under another --cohort"
         )
+    everybody = {one.person for one in (*found, *(read for read, _ in old))}
+    if alike := written_alike(everybody):
+        warnings.append(
+            f"{len(alike)} groups of IDs differ in case, separators or leading zeros only, for instance"
+            f" {' and '.join(alike[0][:3])}: rename the files if they are one person, who could fall into train and test"
+        )
     if rule is None:
         sure = {one.person for one in (*found, *(read for read, _ in old)) if one.session}
-        for visits in look_like_visits({one.person for one in (*found, *(read for read, _ in old))} - sure):
+        for visits in look_like_visits(everybody - sure):
             warnings.append(
                 f"{visits}. If they are, index again with --participant '{visits.pattern}' under another --cohort, or after"
                 f" removing {table}, if nothing has used it"

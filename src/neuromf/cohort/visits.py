@@ -6,6 +6,7 @@ A person's split is a hash of the ID. Visits under IDs of their own are people, 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +69,21 @@ def look_like_visits(ids: Iterable[str]) -> list[Visits]:
     if digits := _by_last_digit([one for one in left if one not in letters]):
         found.append(Visits(digits, r"(.+)\d$"))
     return found
+
+
+def plain_id(text: str) -> str:
+    """Return an ID without case, separators and leading zeros, in which one person's ID is often written differently."""
+    text = unicodedata.normalize("NFC", text).lower()
+    text = re.sub(r"(?<!\d)0+(?=\d)", "", text)
+    return re.sub(r"[\W_]+", "_", re.sub(r"(?<!\d)[\W_]+|[\W_]+(?!\d)", "", text))  # 1-1 is not 11
+
+
+def written_alike(ids: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return groups of IDs that differ in case, separators or leading zeros only: ``patient_001`` and ``Patient-1``."""
+    groups: dict[str, list[str]] = {}
+    for one in sorted(set(ids)):
+        groups.setdefault(plain_id(one), []).append(one)
+    return [tuple(group) for plain, group in groups.items() if plain and len(group) > 1]
 
 
 def _by_word(ids: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str]]:

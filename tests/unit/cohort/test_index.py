@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from neuromf.cli import app
 from neuromf.cohort.index import IndexReport, identifiers, index
 from neuromf.tables import ID_PATTERN, Cohort, Scan, TableError, read_cohort, write_cohort, write_tsv
 
@@ -450,6 +452,24 @@ def test_a_rule_that_cannot_be_used(tmp_path: Path, rule: str, message: str) -> 
 def test_scans_that_a_rule_does_not_match_are_skipped(tmp_path: Path) -> None:
     report = index(tree(tmp_path / "d", "p1.nii.gz", "q1.nii.gz"), "c", tmp_path, participant="(p.)")
     assert reasons(report) == {"q1.nii.gz": "--participant does not match its ID or path"}
+
+
+def test_one_person_written_in_two_ways_is_told_of(tmp_path: Path) -> None:
+    report = index(tree(tmp_path / "d", "patient_001_T1w.nii.gz", "Patient-001_FLAIR.nii.gz"), "c", tmp_path)
+    assert len(report.added) == 2 and "Patient-001 and patient_001" in report.warnings[0]
+
+
+def test_the_command_prints_warnings_and_refuses_in_one_line(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "001_bl.nii.gz", "001_m12.nii.gz")
+    arguments = ["index", str(root), "--tables", str(tmp_path), "--cohort"]
+    done = CliRunner().invoke(app, [*arguments, "c"])
+    assert done.exit_code == 0 and "2 IDs look like visits of 1 person" in " ".join(done.output.split())
+    done = CliRunner().invoke(app, [*arguments, "v", "--participant", "(.+?)_"])
+    assert done.exit_code == 0 and "2 scans of 1 people in 2 sessions" in done.output
+    refused = CliRunner().invoke(app, [*arguments, "w", "--participant", "(((("])
+    assert (
+        refused.exit_code == 1 and refused.output.startswith("Error: --participant") and refused.output.count("\n") == 1
+    )
 
 
 # --- append only ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from neuromf.cohort.visits import ParticipantRule, look_like_visits
+from neuromf.cohort.visits import ParticipantRule, look_like_visits, written_alike
 from neuromf.tables import TableError
 
 PLAIN = [f"patient_{n:03d}" for n in range(1, 26)]
@@ -54,6 +54,11 @@ def test_ids_that_look_like_visits(ids: list[str], people: int) -> None:
 )
 def test_ids_that_do_not(ids: list[str]) -> None:
     assert look_like_visits(ids) == []
+
+
+def test_ids_that_are_written_alike() -> None:
+    ids = ["patient_001", "Patient-1", "patient_010", "Zo\u00eb", "Zoe\u0308", "a1", "a11", "1-1", "11", "s1_01", "s11"]
+    assert written_alike(ids) == [("Patient-1", "patient_001"), ("Zoe\u0308", "Zo\u00eb")]
 
 
 @pytest.mark.parametrize(
