@@ -22,12 +22,13 @@ _NO_VISIT = ("anat", "mri", "nifti", "nii", "raw")  # folders
 
 _VISIT_WORD = (
     r"bl|base(?:line)?|sc(?:reening|rmri)?|init(?:ial)?|fu\d*|follow-?up\d*|[mvywdts]\d{1,3}|\d{1,3}(?:m|mo|y|yr|w|wk)|"
-    r"(?:mo|month|yr|year|wk|week|day|visit|tp|timepoint|time|ses|session|scan|run|wave|exam|mr)s?-?\d{1,3}|"
+    r"(?:mo|month|yr|year|wk|week|day|visit|tp|timepoint|time|ses|session|scan|run|wave|exam|mr|mpr|rep)s?-?\d{1,3}|"
     r"pre|post|pre-?op|post-?op|before|after|re-?test|test|first|second|third|(?:19|20)\d{6}|(?:19|20)\d\d-\d\d-\d\d"
 )
 _AFTER_ID = re.compile(
     rf"(?i)(?P<base>.*[^-_. ])[-_. ](?P<visit>{_VISIT_WORD})|(?P<glued>.*\d)(?P<word>[a-z]*(?:{_VISIT_WORD}))"
 )
+_AMID = re.compile(rf"(?i)(?P<base>.*?\d.*?)[-_. ](?P<visit>{_VISIT_WORD})[-_. ].*")
 _NUMBER = re.compile(r"(?P<base>.*\d.*?)[-_. ](?P<visit>\d{1,4})")
 _LETTER = re.compile(r"(?P<base>.*\d)[-_. ]?(?P<visit>[a-eA-E])")
 _LAST_DIGIT = re.compile(r"(?P<name>(?:.*\D)?)(?P<number>\d{3,})")
@@ -55,17 +56,17 @@ def look_like_visits(ids: Iterable[str]) -> list[Visits]:
     """
     every = sorted(set(ids))
     found = []
-    words, left = _by_word(every)
+    words, pattern = _by_word(every)
     if words:
-        named = sorted({word for _, word in words.values()}, key=lambda word: (-len(word), word))
-        found.append(Visits(_grouped(words), rf"(.+?)(?:[-_. ]?(?:{'|'.join(map(re.escape, named))}))?$"))
+        found.append(Visits(_grouped(words), pattern))
+    left = [one for one in every if one not in words]
     numbers = _sharing({i: (m["base"], m["visit"]) for i in left if (m := _NUMBER.fullmatch(i))}, MOST_VISITS)
     if numbers:
-        found.append(Visits(_grouped(numbers), r"(.*?\d.*?)(?:[-_. ]\d{1,4})?$"))
+        found.append(Visits(_grouped(numbers), r"(.*?\d.*?)(?:[-_.\s]\d{1,4})?$"))
     left = [one for one in left if one not in numbers]
     letters = _sharing({i: (m["base"], m["visit"]) for i in left if (m := _LETTER.fullmatch(i))}, FEW_VISITS)
     if letters:
-        found.append(Visits(_grouped(letters), r"(.*\d)(?:[-_. ]?[a-eA-E])?$"))
+        found.append(Visits(_grouped(letters), r"(.*\d)(?:[-_.\s]?[a-eA-E])?$"))
     if digits := _by_last_digit([one for one in left if one not in letters]):
         found.append(Visits(digits, r"(.+)\d$"))
     return found
@@ -86,16 +87,26 @@ def written_alike(ids: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for plain, group in groups.items() if plain and len(group) > 1]
 
 
-def _by_word(ids: Sequence[str]) -> tuple[dict[str, tuple[str, str]], list[str]]:
-    """Return ID → (person, visit) of those with a visit's word that share the person, and the other IDs."""
-    parts: dict[str, tuple[str, str]] = {}
+def _by_word(ids: Sequence[str]) -> tuple[dict[str, tuple[str, str]], str]:
+    """Return ID → (person, visit) of those with a visit's word that share the person, and the expression that joins them."""
+    at_end, amid = {}, {}
     for one in ids:
-        if match := _AFTER_ID.fullmatch(one):
-            parts[one] = (match["base"] or match["glued"], match["visit"] or match["word"])
-    people = {base for base, _ in parts.values()}
-    parts |= {one: (one, "") for one in ids if one in people}  # 001 beside 001_m12
-    shared = _sharing(parts, len(ids))
-    return {k: v for k, v in shared.items() if v[1]}, [one for one in ids if one not in shared]
+        if match := _AMID.fullmatch(one):
+            amid[one] = (match["base"], match["visit"])
+        elif match := _AFTER_ID.fullmatch(one):
+            at_end[one] = (match["base"] or match["glued"], match["visit"] or match["word"])
+    people = {base for base, _ in at_end.values()}
+    at_end |= {one: (one, "") for one in ids if one in people}  # 001 beside 001_m12
+    shared = _sharing(at_end, len(ids)) | _sharing(amid, MOST_VISITS)
+    words = {re.sub(r"\d+", _digits, re.escape(word)) for _, word in (at_end | amid).values() if word}
+    ordered = sorted(words, key=lambda word: (-len(word), word))
+    either = "|".join(rf"[-_.\s]{word}" if word.startswith("\\d") else rf"[-_.\s]?{word}" for word in ordered)
+    more = r"(?:[-_.\s].*)?" if amid else ""
+    return shared, rf"(.+?)(?:(?:{either}){more})?$"
+
+
+def _digits(number: re.Match[str]) -> str:
+    return rf"\d{{{len(number[0])}}}" if len(number[0]) > 3 else r"\d+"
 
 
 def _sharing(parts: Mapping[str, tuple[str, str]], most: int) -> dict[str, tuple[str, str]]:

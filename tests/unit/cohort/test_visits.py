@@ -25,10 +25,15 @@ PLAIN = [f"patient_{n:03d}" for n in range(1, 26)]
         (["0012a", "0012b"], 1),
         (["P-3 visit1", "P-3 visit2"], 1),
         ([*PLAIN, "patient_001_fu1"], 1),
+        (["OAS1_0001_MR1_mpr-1", "OAS1_0001_MR2_mpr-1", "OAS1_0002_MR1_mpr-1"], 1),
+        (["100206_3T_MPR1", "100206_3T_MPR2", "100307_3T_MPR1"], 1),
+        (["001", "001_T0", "002"], 1),
+        (["001_20190304", "001_20200506", "002_20180101", "003"], 1),
     ],
 )
 def test_ids_that_look_like_visits(ids: list[str], people: int) -> None:
     (visits,) = look_like_visits(ids)
+    assert " " not in visits.pattern, "which a terminal breaks"
     assert len(visits.people) == people and "fall into train and test" in str(visits)
     rule = ParticipantRule.parse(visits.pattern).expression
     joined = {one: rule.match(one)[1] for one in ids}  # type: ignore[index]
