@@ -5,6 +5,7 @@
 #     preprocessed/sub-<id>/[ses-<s>/]anat/       …_desc-brain_…, …_desc-n4_…, …_desc-preproc_….nii.gz and masks
 #     preprocessed/manifests/<stage>/shard-*.tsv  what each stage made of each scan
 #     preprocessed/failed.tsv                     the scans that failed, with the reason
+#     preprocessed/duplicates.tsv                 scans that are there under several names
 #     latents/<codec>/shard-*.safetensors         posterior means
 #   results/codecs/<codec>/                       a VAE of one's own (codec.weights: trained)
 #   results/releases/<release>/                   fixed by the release

@@ -78,7 +78,8 @@ rule check_failures:
     input:
         lambda wildcards: manifests(wildcards.cohort, "conform"),
     output:
-        "results/cohorts/{cohort}/preprocessed/failed.tsv",
+        failed="results/cohorts/{cohort}/preprocessed/failed.tsv",
+        duplicates="results/cohorts/{cohort}/preprocessed/duplicates.tsv",  # no job asks for it: older studies have none
     log:
         "results/logs/check_failures/{cohort}.log",
     benchmark:

@@ -404,7 +404,7 @@ READERS: dict[str, Reader] = {
     "manifest": Reader(
         "shard.tsv", _write_manifest, lambda f: tables.read_manifest(f / "shard.tsv"), (TableError,), spoilt_cells
     ),
-    "participants.tsv": Reader("bids/participants.tsv", _write_participants, _index, (TableError,), spoilt_cells),
+    "participants.tsv": Reader("bids/participants.tsv", _write_participants, _index, (), spoilt_cells),
     "journal": Reader(".shard.journal", _run_shard, _run_shard, (), spoilt_bytes),
     "config": Reader(
         "config.yaml", _write_yaml, lambda f: config.load(config.read_yaml(f / "config.yaml"), _PRESETS),

@@ -39,13 +39,23 @@ def index(
     skull_stripped: Annotated[
         bool | None, typer.Option("--skull-stripped/--whole-head", help="Of all scans found; default: by the layout.")
     ] = None,
+    participant: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression whose group is the person in an ID or path: '(.+)_[0-9]+'; the rest is the session."
+        ),
+    ] = None,
     tables: Annotated[Path, typer.Option(help="Folder of the cohort tables.")] = TABLES,
 ) -> None:
     """Write or extend a cohort's table with the scans found in a folder."""
     from neuromf.cohort.index import index as index_folder
 
     with _readable_errors():
-        print(index_folder(path, cohort, tables, modality=modality, skull_stripped=skull_stripped))
+        print(
+            index_folder(
+                path, cohort, tables, modality=modality, skull_stripped=skull_stripped, participant=participant
+            )
+        )
 
 
 @release_app.command("create")
@@ -62,7 +72,7 @@ def release_create(
     """Freeze the scans that cohorts hold now, split by a hash of the participant's ID."""
     from collections import Counter
 
-    from neuromf.cohort.release import create_release
+    from neuromf.cohort.release import create_release, visits_across_splits
     from neuromf.tables import read_cohort
 
     with _readable_errors():
@@ -72,6 +82,8 @@ def release_create(
     print(
         f"{releases / name}.tsv: {len(rows)} scans ({', '.join(f'{counts[s]} {s}' for s in ('train', 'val', 'test'))})"
     )
+    for warning in visits_across_splits(rows):
+        typer.secho(f"Warning: {warning}", fg="yellow", err=True)
 
 
 @app.command()

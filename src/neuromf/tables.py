@@ -75,6 +75,7 @@ class Cohort:
     root: Path
     scans: tuple[Scan, ...]
     source: str = "folder"  # bids | folder | phantom
+    participant: str = ""  # expression that tells person and visit apart in the scans' names (index --participant)
 
     def shard(self, index: int, shard_size: int) -> tuple[Scan, ...]:
         """Return the scans of one shard: every ``shard_size`` consecutive rows."""
@@ -233,7 +234,7 @@ def read_cohort(table: Path) -> Cohort:
     if not sidecar.is_file():
         raise TableError(f'{sidecar} is missing: it names the folder the cohort\'s images lie in, {{"root": "/data"}}')
     about = read_json(sidecar, "root")
-    for key in ("root", "source"):
+    for key in ("root", "source", "participant"):
         if not isinstance(about.get(key, ""), str):
             raise TableError(f"{sidecar}: {key} is {about[key]!r}; give a text")
     rows = read_tsv(table, COHORT_COLUMNS)
@@ -247,7 +248,9 @@ def read_cohort(table: Path) -> Cohort:
             )
         seen[scan.scan_id] = number
         scans.append(scan)
-    return Cohort(table.stem, Path(about["root"]), tuple(scans), about.get("source", "folder"))
+    return Cohort(
+        table.stem, Path(about["root"]), tuple(scans), about.get("source", "folder"), about.get("participant", "")
+    )
 
 
 def leads_out(root: Path, image: str) -> str:
@@ -270,7 +273,8 @@ def write_cohort(table: Path, cohort: Cohort) -> None:
         for s in cohort.scans
     ]
     write_tsv(table, [*COHORT_COLUMNS, *extra], rows)
-    write_json(table.with_suffix(".json"), {"root": str(cohort.root), "source": cohort.source})
+    rule = {"participant": cohort.participant} if cohort.participant else {}
+    write_json(table.with_suffix(".json"), {"root": str(cohort.root), "source": cohort.source, **rule})
 
 
 def check_append_only(table: Path, scans: Sequence[Scan], used: Path) -> None:
@@ -363,6 +367,12 @@ def read_release(table: Path) -> tuple[ReleaseRow, ...]:
         seen.add((entry.cohort, entry.scan_id))
         releases.append(entry)
     return tuple(releases)
+
+
+def release_modality(rows: Sequence[ReleaseRow]) -> str:
+    """Return the modality of a release's scans; ``mixed`` where a table written by hand has several."""
+    modalities = {row.modality for row in rows}
+    return modalities.pop() if len(modalities) == 1 else "mixed"
 
 
 def write_release(table: Path, rows: Iterable[ReleaseRow]) -> None:

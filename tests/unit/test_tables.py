@@ -181,6 +181,11 @@ def test_releases(tmp_path):
         tables.check_release(tmp_path / "r.tsv", rows, {"a": Cohort("a", Path(), ()), "b": Cohort("b", Path(), ())})
 
 
+def test_a_releases_modality():
+    rows = [ReleaseRow("1", None, modality, "a", "train") for modality in ("FLAIR", "FLAIR", "T1w")]
+    assert tables.release_modality(rows[:2]) == "FLAIR" and tables.release_modality(rows) == "mixed"
+
+
 def test_released_files_leave_out_failures_and_tell_cohorts_apart(tmp_path):
     for cohort in "ab":
         rows = [ManifestRow("sub-01_T1w", "ok", file="x.nii.gz"), ManifestRow("sub-02_T1w", "failed", "why")]

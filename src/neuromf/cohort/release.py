@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from neuromf.cohort.visits import look_like_visits
 from neuromf.tables import SPLITS, Cohort, ReleaseRow, TableError, write_release
 
 FRACTIONS = (0.8, 0.1, 0.1)  # train, val, test
@@ -46,6 +47,21 @@ def create_release(
     _check_splits(name, rows, cohorts, modality, fractions)
     write_release(table, rows)
     return rows
+
+
+def visits_across_splits(rows: Sequence[ReleaseRow]) -> list[str]:
+    """Return a line for IDs without sessions that look like visits of one person and lie in several splits."""
+    splits = {row.participant_id: row.split for row in rows if row.session_id is None}
+    told = []
+    for visits in look_like_visits(splits):
+        people = [ids for ids in visits.people if len({splits[one] for one in ids}) > 1]
+        if people:
+            ids = ", ".join(f"{one} ({splits[one]})" for one in people[0][:4])
+            told.append(
+                f"{len(people)} groups of IDs look like visits of one person and lie in several splits, for instance {ids}."
+                " If they are, index the scans under another cohort name with --participant (docs/cohorts.md)"
+            )
+    return told
 
 
 def split_of(participant_id: str, fractions: tuple[float, float, float] = FRACTIONS) -> str:

@@ -24,10 +24,9 @@ from neuromf.flow import sample
 from neuromf.generation.energy import Cost, Meter
 from neuromf.tables import write_json, write_tsv
 from neuromf.tensors import TensorError, load_tensors, save_tensors
-from neuromf.training.checkpoint import TrainedModel, load_model
+from neuromf.training.checkpoint import FIRST_MODALITY, TrainedModel, load_model
 from neuromf.volume import write_volume
 
-MODALITY = "T1w"
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +51,7 @@ class SampledLatents:
     Attributes:
         latents: in the codec's scale, (N, C, D, H, W) float32.
         indices: of the samples.
-        about: model, model_sha256, codec_sha256, seed, nfe.
+        about: model, model_sha256, codec_sha256, seed, nfe, modality (T1w where none is given: latents of older versions).
         costs: of the network, for each sample.
         hardware: that the network ran on (`neuromf.generation.energy.hardware`); empty when unknown.
     """
@@ -66,6 +65,10 @@ class SampledLatents:
     @property
     def ids(self) -> list[str]:
         return [sample_id(self.about["seed"], index) for index in self.indices]
+
+    @property
+    def modality(self) -> str:
+        return str(self.about.get("modality", FIRST_MODALITY))
 
 
 def sample_id(seed: int, index: int) -> str:
@@ -130,6 +133,7 @@ def sample_latents(
         "codec_sha256": model.codec["sha256"],
         "seed": seed,
         "nfe": nfe,
+        "modality": model.modality,
         "spacing_mm": model.config.preprocess.conform.spacing_mm,
     }
     return SampledLatents(latents, chosen, about, tuple(costs), meter.hardware)
@@ -190,7 +194,7 @@ def decode_latents(
     nearest = nearest_training_scans(sampled.latents, training) if training else [None] * len(sampled.indices)
     meter = Meter(codec.device)
     codec.decode(sampled.latents[:1])  # warm-up, not timed
-    _remove_others(out, sampled.ids)
+    _remove_others(out, [f"{name}_{sampled.modality}" for name in sampled.ids])
     costs = []
     rows = list(zip(sampled.ids, sampled.indices, sampled.latents, nearest, strict=True))
     for name, index, latent, closest in tqdm(rows, desc="decode", unit="volume"):
@@ -198,13 +202,17 @@ def decode_latents(
         volume = codec.decode(latent[None])[0, 0].clamp(0, 1).cpu().numpy()
         costs.append(meter.stop())
         affine = centred_affine(volume.shape, sampled.about["spacing_mm"])
-        write_volume(out / f"{name}_{MODALITY}.nii.gz", volume, affine, np.float32)
+        write_volume(out / f"{name}_{sampled.modality}.nii.gz", volume, affine, np.float32)
         about = {key: value for key, value in sampled.about.items() if key != "spacing_mm"}
-        write_json(out / f"{name}_{MODALITY}.json", about | {"index": index, "nearest_training_scan": closest})
+        write_json(out / f"{name}_{sampled.modality}.json", about | {"index": index, "nearest_training_scan": closest})
     write_json(out / "sample_timing.json", _timing(sampled, costs, meter.hardware))
-    columns = ("participant_id", "seed", "index", "nfe", "model")
+    columns = ("participant_id", "modality", "seed", "index", "nfe", "model")
     shared = (sampled.about["nfe"], sampled.about["model"])
-    write_tsv(out / "participants.tsv", columns, [[n, sampled.about["seed"], i, *shared] for n, i, _, _ in rows])
+    write_tsv(
+        out / "participants.tsv",
+        columns,
+        [[n, sampled.modality, sampled.about["seed"], i, *shared] for n, i, _, _ in rows],
+    )
 
 
 def _timing(sampled: SampledLatents, decoding: Sequence[Cost], hardware: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,22 +279,21 @@ def generate(
     trained = load_model(model, device)
     settings = trained.config.codec if codec is None else trained.config.codec.model_copy(update={"weights": codec})
     frozen = load_codec(settings, device=device)
-    names = {f"{sample_id(seed, index)}_{MODALITY}" for index in range(n)}
+    names = {f"{sample_id(seed, index)}_{trained.modality}" for index in range(n)}
     if others := [path for path in _samples_in(out) if path.name.split(".")[0] not in names]:
         raise GenerationError(f"{out} holds other samples ({others[0].name}); give an empty folder")
     sampled = sample_latents(trained, range(n), seed, nfe, batch_size)
     decode_latents(frozen, sampled, out)
     log.info("%d volumes in %s", n, out)
-    return [out / f"{name}_{MODALITY}.nii.gz" for name in sampled.ids]
+    return [out / f"{name}_{sampled.modality}.nii.gz" for name in sampled.ids]
 
 
 def _samples_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob(f"sub-synth*_{MODALITY}.*") if p.name.endswith((".nii.gz", ".json")))
+    return sorted(p for p in folder.glob("sub-synth*_*.*") if p.name.endswith((".nii.gz", ".json")))
 
 
-def _remove_others(out: Path, ids: Sequence[str]) -> None:
-    """Remove samples of an earlier, larger call, which an evaluation of the folder would count."""
-    names = {f"{name}_{MODALITY}" for name in ids}
+def _remove_others(out: Path, names: Sequence[str]) -> None:
+    """Remove samples of an earlier call, larger or of another modality, which an evaluation of the folder would count."""
     for path in _samples_in(out):
         if path.name.split(".")[0] not in names:
             path.unlink()

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from neuromf.config import Config, Flow, validate
 from neuromf.flow import AverageVelocity, MeanFlowUNet
-from neuromf.tables import TableError, atomic_path, file_sha256, read_json, write_json
+from neuromf.tables import ID_PATTERN, TableError, atomic_path, file_sha256, read_json, write_json
 from neuromf.tensors import TensorError, load_tensors, save_tensors
 
 DEMO = Path(__file__).parent / "demo"  # the shipped models: demo/meanflow and demo/rectified_flow
 WEIGHTS, ABOUT = "model.safetensors", "model.json"
+FIRST_MODALITY = "T1w"  # of models whose model.json names none: there was no other
 AVERAGES, BEST = "averages", "best"  # folders of other weights of the same run
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class TrainedModel:
         config: the run's resolved configuration.
         statistics: of the latents it was trained on; ``mean`` and ``std`` have one number per channel.
         codec: name and sha256 of the codec whose latents it makes.
-        release: name and sha256 of the release it was trained on.
+        release: name, sha256 and modality of the release it was trained on.
         training: figures of the training.
         sha256: of the weights file.
     """
@@ -67,6 +68,11 @@ class TrainedModel:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    @property
+    def modality(self) -> str:
+        """Of the scans it was trained on, and so of what it generates."""
+        return str(self.release.get("modality", FIRST_MODALITY))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -228,6 +234,11 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     check_statistics(about["statistics"], config.codec.latent_channels, path / ABOUT)
     if absent := [key for key in ("name", "sha256") if not isinstance(about["codec"].get(key), str)]:
         raise CheckpointError(f"{path / ABOUT}: codec has no {' and no '.join(absent)}; copy or train the model again")
+    modality = about["release"].get("modality", FIRST_MODALITY)
+    if not (isinstance(modality, str) and ID_PATTERN.fullmatch(modality)):  # samples are named after it
+        raise CheckpointError(
+            f"{path / ABOUT}: release.modality is {modality!r:.200}; letters and digits are expected, such as T1w"
+        )
     make = partial(MeanFlowUNet, config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
     with torch.device("meta"):  # takes no memory, whatever a damaged model.json claims
         check_weights(make(), weights, model_files(path)[0])

@@ -110,7 +110,7 @@ def train_run(
             replaced by the warm start's where ``train.normalise`` says so.
         folder: of the model.
         seed: of weights, noise, times, augmentation, loss mask and data order.
-        release: name and sha256 of the release.
+        release: name, sha256 and modality of the release.
         codec: name and sha256 of the codec that made the latents.
         device: where to train.
         checkpoint_folder: keeps the last checkpoint and the logs of an unfinished run; must survive a failed job.

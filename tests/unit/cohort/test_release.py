@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuromf.cohort.release import create_release, split_of
-from neuromf.tables import Cohort, Scan, TableError, read_cohort, read_release, write_cohort
+from neuromf.cohort.release import create_release, split_of, visits_across_splits
+from neuromf.tables import Cohort, ReleaseRow, Scan, TableError, read_cohort, read_release, write_cohort
 
 IDS = st.text(string.ascii_letters + string.digits, min_size=1, max_size=12)
 REPOSITORY = Path(__file__).parents[3]
@@ -114,3 +114,12 @@ def test_cohort_tables_survive_the_round_trip(tmp_path: Path) -> None:
     one = cohort(people(3), "three", ("1",))
     write_cohort(tmp_path / "three.tsv", one)
     assert read_cohort(tmp_path / "three.tsv") == one
+
+
+def test_visits_that_lie_in_several_splits_are_told_of() -> None:
+    rows = [ReleaseRow(f"genius080{n}", None, "T1w", "c", split) for n, split in enumerate(["train", "test", "train"])]
+    (told,) = visits_across_splits(rows)
+    assert "genius0800 (train), genius0801 (test)" in told and "--participant" in told
+    assert visits_across_splits(rows[::2]) == [], "in one split nobody is trained on and tested with"
+    visits = [ReleaseRow("genius080", str(n), "T1w", "c", "train") for n in range(3)]
+    assert visits_across_splits(visits) == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from neuromf.flow import MeanFlowUNet
 from neuromf.generation import energy
 from neuromf.generation.generate import (
     GenerationError,
+    SampledLatents,
     centred_affine,
     decode_latents,
     generate,
@@ -28,7 +30,7 @@ from neuromf.generation.generate import (
     write_latents,
 )
 from neuromf.tables import file_sha256, read_tsv
-from neuromf.training.checkpoint import TrainedModel, export_model, load_model
+from neuromf.training.checkpoint import CheckpointError, TrainedModel, export_model, load_model
 
 STATISTICS = {"mean": [1.0, 0.0, -1.0, 2.0], "std": [2.0, 1.0, 0.5, 3.0]}
 
@@ -73,6 +75,15 @@ def config(path: Path) -> Config:
             },
         }
     )
+
+
+def of_modality(folder: Path, modality: object, out: Path) -> Path:
+    """The same model as of a release of another modality."""
+    shutil.copytree(folder / "model", out)
+    about = json.loads((out / "model.json").read_text(encoding="utf-8"))
+    about["release"]["modality"] = modality
+    (out / "model.json").write_text(json.dumps(about), encoding="utf-8")
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +241,38 @@ def test_generate_from_a_folder(folder: Path, tmp_path: Path) -> None:
     generate(folder / "model", n=2, seed=4, out=tmp_path / "a", nfe=2)
     with pytest.raises(GenerationError, match="holds other samples"):
         generate(folder / "model", n=1, seed=5, out=tmp_path / "a")
+
+
+def test_samples_carry_the_modality_of_the_models_release(folder: Path, codec: FrozenCodec, tmp_path: Path) -> None:
+    flair = of_modality(folder, "FLAIR", tmp_path / "flair")
+    out = tmp_path / "samples"
+    files = generate(flair, n=2, seed=4, out=out)
+    assert [path.name for path in files] == ["sub-synth00400000_FLAIR.nii.gz", "sub-synth00400001_FLAIR.nii.gz"]
+    assert all(path.is_file() for path in files) and not list(out.glob("*T1w*"))
+    sidecar = json.loads((out / "sub-synth00400000_FLAIR.json").read_text(encoding="utf-8"))
+    assert sidecar["modality"] == "FLAIR"
+    assert {row["modality"] for row in read_tsv(out / "participants.tsv", ["modality"])} == {"FLAIR"}
+    with pytest.raises(GenerationError, match="holds other samples .sub-synth00400000_FLAIR"):
+        generate(folder / "model", n=2, seed=4, out=out)  # T1w beside FLAIR of the same noise
+
+    sampled = sample_latents(load_model(flair), range(1), seed=4)
+    write_latents(tmp_path / "latents.safetensors", sampled)
+    (tmp_path / "rule").mkdir()
+    (tmp_path / "rule" / "sub-synth00400000_T1w.nii.gz").write_bytes(b"of a NeuroMF that knew one modality")
+    decode_latents(codec, read_latents(tmp_path / "latents.safetensors"), tmp_path / "rule")
+    assert [path.name for path in (tmp_path / "rule").glob("*.nii.gz")] == ["sub-synth00400000_FLAIR.nii.gz"]
+
+
+def test_latents_of_an_older_neuromf_are_t1w(model: TrainedModel) -> None:
+    sampled = sample_latents(model, [0], seed=0)
+    about = {key: value for key, value in sampled.about.items() if key != "modality"}
+    assert model.modality == SampledLatents(sampled.latents, (0,), about, ()).modality == "T1w"
+
+
+@pytest.mark.parametrize("modality", ["../../T1w", "T1 w", "", 3, None])
+def test_a_modality_that_names_no_file_is_refused(folder: Path, tmp_path: Path, modality: object) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.json: release\.modality is .*letters and digits"):
+        load_model(of_modality(folder, modality, tmp_path / "model"))
 
 
 def test_no_samples_and_broken_models_are_refused(model: TrainedModel) -> None:

@@ -230,7 +230,7 @@ def manifests(tmp_path):
     }
     found = {}
     for stage, figures in done.items():
-        rows = [ManifestRow(f"sub-{i}_T1w", "ok", "", "f", 1, "a", "k", dict(figures)) for i in range(4)]
+        rows = [ManifestRow(f"sub-{i}_T1w", "ok", "", "f", 1, f"a{i}", "k", dict(figures)) for i in range(4)]
         for row in rows[1:]:
             row.figures.pop("warning", None)
         rows.append(ManifestRow("sub-8_T1w", "failed", NASTY))

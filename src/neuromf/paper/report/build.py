@@ -22,7 +22,7 @@ from neuromf.evaluation.rows import read_parquet
 from neuromf.paper import codec, figures, latents, mosaics, regions, runs, spectrum, style, tables
 from neuromf.paper.report.quality import Quality, read_quality
 from neuromf.paper.report.summary import key_figures, sentences
-from neuromf.tables import SPLITS, atomic_path, file_sha256, read_json, read_release, write_text
+from neuromf.tables import SPLITS, atomic_path, file_sha256, read_json, read_release, release_modality, write_text
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
     main = shown[0]
     pairs = _pairs(inputs.reconstructions)
     real, rebuilt = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
-    quality = read_quality(inputs.manifests)
     release = read_release(inputs.release_table)
+    quality = read_quality(inputs.manifests, release)
     counts = {split: sum(row.split == split for row in release) for split in SPLITS}
     trained_on = {row.scan_id for row in release if row.split == "train"}
     unseen = not trained_on.intersection(pair[0] for pair in pairs)
@@ -113,10 +113,11 @@ def build_report(inputs: ReportInputs, *, page: Path, picture: Path, table: Path
 
     context = {
         "release": inputs.release,
-        "summary": sentences(metrics, quality, counts, main.run, main.nfe),
+        "summary": sentences(metrics, quality, counts, release_modality(release), main.run, main.nfe),
         "key_figures": key_figures(metrics, main.run, main.nfe),
         "overview": _photograph(overview, "Real and generated brains", _overview_caption(main, unseen)),
         "counts": counts,
+        "modality": release_modality(release),
         "confidence": inputs.config["evaluate"]["confidence"],
         "k0": inputs.config["evaluate"]["spectrum_k0"],
         "cohorts": sorted({row.cohort for row in release}),

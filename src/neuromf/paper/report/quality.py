@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from neuromf.tables import ManifestRow, read_manifest
+from neuromf.cohort.duplicates import find_duplicates
+from neuromf.tables import SPLITS, ManifestRow, ReleaseRow, read_manifest
 
 # figure of a stage → how it is called; those that a stage does not have are left out
 FIGURES = {
@@ -39,6 +40,19 @@ class Note:
 
 
 @dataclass(frozen=True)
+class SameScan:
+    """One scan under several names: ``cohort/scan`` of each, and the splits of the release that hold one of them."""
+
+    scans: tuple[str, ...]
+    splits: tuple[str, ...]
+
+    @property
+    def leaks(self) -> bool:
+        """Whether models are trained on a scan that they are validated or tested with."""
+        return "train" in self.splits and len(self.splits) > 1
+
+
+@dataclass(frozen=True)
 class Quality:
     """A release's cohorts as the preprocessing saw them. ``figures``: label → values over scans."""
 
@@ -46,9 +60,10 @@ class Quality:
     failures: list[Note]
     warnings: list[Note]
     figures: dict[str, list[float]]
+    duplicates: list[SameScan] = field(default_factory=list)
 
 
-def read_quality(manifests: Mapping[str, Mapping[str, Sequence[Path]]]) -> Quality:
+def read_quality(manifests: Mapping[str, Mapping[str, Sequence[Path]]], release: Sequence[ReleaseRow] = ()) -> Quality:
     """Read all manifests, cohort → stage → shard manifests, stages in the order of the work.
 
     A failed scan fails in all later stages with the same reason; it is listed once, with the stage it first failed in.
@@ -68,7 +83,18 @@ def read_quality(manifests: Mapping[str, Mapping[str, Sequence[Path]]]) -> Quali
                 Note(cohort, r.scan_id, stage, str(r.figures["warning"])) for r in rows if r.figures.get("warning")
             ]
             _collect(figures, stage, rows)
-    return Quality(counts, failures, warnings, figures)
+    return Quality(counts, failures, warnings, figures, _duplicates(manifests, release))
+
+
+def _duplicates(manifests: Mapping[str, Mapping[str, Sequence[Path]]], release: Sequence[ReleaseRow]) -> list[SameScan]:
+    """Return the scans that are there several times, those first that are in several splits of the release."""
+    split = {(row.cohort, row.scan_id): row.split for row in release}
+    same = []
+    for group in find_duplicates({cohort: stages.get("conform", ()) for cohort, stages in manifests.items()}):
+        found = {split[scan.cohort, scan.scan_id] for scan in group if (scan.cohort, scan.scan_id) in split}
+        names = tuple(f"{scan.cohort}/{scan.scan_id}" for scan in group)
+        same.append(SameScan(names, tuple(part for part in SPLITS if part in found)))
+    return sorted(same, key=lambda one: not one.leaks)
 
 
 def _collect(figures: dict[str, list[float]], stage: str, rows: Sequence[ManifestRow]) -> None:

@@ -63,7 +63,9 @@ def key_figures(metrics: pd.DataFrame, run: str, nfe: int) -> list[KeyFigure]:
     return [card for card in cards if card is not None]
 
 
-def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int], run: str, nfe: int) -> list[str]:
+def sentences(
+    metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int], modality: str, run: str, nfe: int
+) -> list[str]:
     """Return the summary: where the data came from, how good the samples are and what to compare them with."""
     evaluations = "one network evaluation" if nfe == 1 else f"{nfe} network evaluations"
     failed = len(quality.failures)
@@ -71,9 +73,15 @@ def sentences(metrics: pd.DataFrame, quality: Quality, counts: Mapping[str, int]
         failed, f"{failed} scans of the cohorts failed preprocessing"
     )
     text = [
-        f"The release has {sum(counts.values())} scans: {counts['train']} to train on, {counts['val']} to validate and"
-        f" {counts['test']} held back for testing; {lost}.",
+        f"The release has {sum(counts.values())} {modality} scans: {counts['train']} to train on, {counts['val']} to"
+        f" validate and {counts['test']} held back for testing; {lost}.",
     ]
+    if leaks := sum(same.leaks for same in quality.duplicates):
+        scans = "One scan is" if leaks == 1 else f"{leaks} scans are"
+        text.append(
+            f"{scans} in training and in another split under another name, so the figures below are not of unseen scans"
+            " alone: see Cohort and quality."
+        )
     sample = figure_of(metrics, run, "frechet_distance", "volume", nfe, "codec")
     if sample is not None:
         text.append(
