@@ -260,7 +260,7 @@ PREPROCESSING = [
     CONFIG.phantom.model_dump(mode="json") if PHANTOMS else None,
     [CODE[stage] for stage in ("phantom", *STAGES) if PHANTOMS or stage != "phantom"],
 ]
-PREPROCESSED_BY = tables.content_hash([tables.file_sha256(Path(RELEASE_TABLE)), *PREPROCESSING])
+PREPROCESSED_BY = tables.content_hash([tables.release_sha256(RELEASE), *PREPROCESSING])
 # A codec of one's own is trained once, on the release that first asks for it, and frozen: a later release takes it as it
 # is. So its training's hash leaves the release out, and `train_codec` is there only until it is made.
 CODEC_TRAINED_BY = tables.content_hash(

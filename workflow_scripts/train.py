@@ -31,7 +31,7 @@ with logged(snakemake):
         LatentStatistics.read(Path(snakemake.input.statistics)),
         Path(snakemake.output.weights).parent,
         seed=int(snakemake.wildcards.seed),
-        release={"name": release.stem, "sha256": tables.file_sha256(release)},
+        release={"name": release.stem, "sha256": tables.release_sha256(tables.read_release(release))},
         codec={"name": stores["train"].metadata["codec"], "sha256": stores["train"].metadata["weights_sha256"]},
         device=choose_device(resources.device),
         checkpoint_folder=Path(resources.checkpoints),

@@ -114,6 +114,7 @@ def run_shard(
     with tqdm(total=len(tasks), initial=len(done), desc=label, unit="scan") as bar:
         with writing(manifest):
             manifest.parent.mkdir(parents=True, exist_ok=True)
+        _make_writable(journal)
         for task, outcome in _outcomes(pending, work, workers, initializer, initargs):
             row = _row(task, outcome, keys[task.scan_id], manifest.parent)
             if not row.ok:
@@ -218,6 +219,12 @@ def _read_journal(path: Path) -> dict[str, ManifestRow]:
                 continue
             rows[row.scan_id] = row
     return rows
+
+
+def _make_writable(path: Path) -> None:
+    """Put a file of our own in the place of another user's that can be read alone, as in the folder of a group."""
+    if path.is_file() and not os.access(path, os.W_OK):
+        write_text(path, path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _append(journal: Path, row: ManifestRow) -> None:
