@@ -28,22 +28,29 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
+from pathlib import Path
 
-configfile: "config/config.yaml"
+from neuromf import config as configuration
+from neuromf.messages import plain_errors
+
+with plain_errors():
+    if not workflow.overwrite_configfiles or Path("config/config.yaml").is_file():
+        configuration.read_yaml(Path("config/config.yaml"))  # what Snakemake says of a damaged one names no line
+
+    configfile: "config/config.yaml"
+
+    include: "rules/common.smk"
+    include: "rules/cohort.smk"
+    include: "rules/preprocess.smk"
+    include: "rules/latents.smk"
+    include: "rules/train.smk"
+    include: "rules/sample.smk"
+    include: "rules/evaluate.smk"
+    include: "rules/paper.smk"
+    include: "rules/experiments.smk"
 
 
 report: "src/neuromf/paper/report/captions/workflow.rst"
-
-
-include: "rules/common.smk"
-include: "rules/cohort.smk"
-include: "rules/preprocess.smk"
-include: "rules/latents.smk"
-include: "rules/train.smk"
-include: "rules/sample.smk"
-include: "rules/evaluate.smk"
-include: "rules/paper.smk"
-include: "rules/experiments.smk"
 
 
 onstart:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from neuromf import config as configuration
 from neuromf import tables
+from neuromf.as_written import written
 from neuromf.codec.weights import codec_identity, perceptual_identity
+from neuromf.cohort.find import find_release
 from neuromf.lock import remove_stale_locks
 from neuromf.planning.jobs import planned_jobs, write_call
 from neuromf.planning.lost import bring_back_table, keep_table, lost_note, note_failures_that_pass, note_lost_files
@@ -17,12 +19,13 @@ from neuromf.provenance import code_hash
 from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent
-CONFIG = configuration.load(config, PROJECT / "config" / "presets")
+CONFIG = configuration.load(
+    config,
+    PROJECT / "config" / "presets",
+    written(["config/config.yaml", *workflow.overwrite_configfiles], workflow.config_settings.config_args or ()),
+)
 RELEASE_TABLE = f"config/releases/{CONFIG.release}.tsv"
-RELEASE = tables.read_release(Path(RELEASE_TABLE))
-COHORTS = {
-    name: tables.read_cohort(Path(f"config/cohorts/{name}.tsv")) for name in dict.fromkeys(r.cohort for r in RELEASE)
-}
+RELEASE, COHORTS = find_release(CONFIG.release)
 RELEASE_FOLDER = f"results/releases/{CONFIG.release}"
 CODEC_FOLDER = f"results/codecs/{CONFIG.codec.name}"
 CODEC_GATE = f"{RELEASE_FOLDER}/evaluation/codec_gate.tsv"
@@ -292,7 +295,7 @@ PREPROCESSING = [
     CONFIG.phantom.model_dump(mode="json") if PHANTOMS else None,
     [CODE[stage] for stage in ("phantom", *STAGES) if PHANTOMS or stage != "phantom"],
 ]
-PREPROCESSED_BY = tables.content_hash([tables.file_sha256(Path(RELEASE_TABLE)), *PREPROCESSING, *released_changes()])
+PREPROCESSED_BY = tables.content_hash([tables.release_sha256(RELEASE), *PREPROCESSING, *released_changes()])
 # A codec of one's own is trained once, on the release that first asks for it, and frozen: a later release takes it as it
 # is. So its training's hash leaves the release out, and `train_codec` is there only until it is made.
 CODEC_TRAINED_BY = tables.content_hash(

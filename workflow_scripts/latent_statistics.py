@@ -7,5 +7,7 @@ with logged(snakemake):
     from neuromf.latents.statistics import compute_statistics
 
     release = Path(snakemake.params.release)
-    statistics = compute_statistics(latent_stores(snakemake)["train"], tables.file_sha256(release))
+    statistics = compute_statistics(
+        latent_stores(snakemake)["train"], tables.release_sha256(tables.read_release(release))
+    )
     statistics.write(Path(snakemake.output[0]))

@@ -33,7 +33,7 @@ with logged(snakemake):
         seed=int(snakemake.wildcards.seed),
         release={
             "name": release.stem,
-            "sha256": tables.file_sha256(release),
+            "sha256": tables.release_sha256(tables.read_release(release)),
             "modality": tables.release_modality(tables.read_release(release)),
         },
         codec={"name": stores["train"].metadata["codec"], "sha256": stores["train"].metadata["weights_sha256"]},

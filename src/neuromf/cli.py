@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from neuromf import __version__
+from neuromf.messages import plain_errors
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 release_app = typer.Typer(help="Frozen lists of scans that models are trained and evaluated on.", no_args_is_help=True)
@@ -72,11 +74,11 @@ def release_create(
     """Freeze the scans that cohorts hold now, split by a hash of the participant's ID."""
     from collections import Counter
 
+    from neuromf.cohort.find import find_cohort
     from neuromf.cohort.release import create_release, visits_across_splits
-    from neuromf.tables import read_cohort
 
     with _readable_errors():
-        cohorts = [read_cohort(tables / f"{one}.tsv") for one in cohort]
+        cohorts = [find_cohort(one, tables) for one in cohort]
         rows = create_release(name, cohorts, releases, modality=modality, fractions=fractions)
     counts = Counter(row.split for row in rows)
     print(
@@ -99,9 +101,11 @@ def generate(
 ) -> None:
     """Generate brain volumes with a trained model: NIfTI, one JSON sidecar each, and participants.tsv."""
     from neuromf.device import choose_device
+    from neuromf.generation.find import check_model
     from neuromf.generation.generate import generate as generate_volumes
 
     with _readable_errors():
+        check_model(model)
         generate_volumes(
             model, n=n, seed=seed, out=out, nfe=nfe, codec=codec, batch_size=batch_size, device=choose_device(device)
         )
@@ -216,15 +220,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-class _readable_errors:
-    """End with the message of an expected error instead of a traceback."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(
-            error, ValueError | OSError | RuntimeError | MemoryError
-        ) and not logging.getLogger().isEnabledFor(logging.INFO):
-            typer.secho(f"Error: {error}", fg="red", err=True)
-            raise typer.Exit(1) from None
+def _readable_errors() -> AbstractContextManager[None]:
+    """End with the message of an expected error; with --verbose it is a traceback."""
+    return plain_errors(traceback=logging.getLogger().isEnabledFor(logging.INFO))

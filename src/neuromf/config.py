@@ -7,17 +7,19 @@ and ``config/README.md`` are generated from this file (``neuromf.config_referenc
 
 from __future__ import annotations
 
-import difflib
 import math
 import reprlib
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+from neuromf.as_written import restored, written
+from neuromf.names import NAME_PATTERN, NAME_RULE, nearest
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # channels of a level of a network
 Blocks = Annotated[int, Field(ge=1, le=16)]  # residual blocks of a level
@@ -539,7 +541,7 @@ class Config(Section):
         if not self.runs:
             raise ValueError("runs must name at least one run, e.g. runs: {meanflow: {}}")
         if unknown := [run for run in self.retrain if run not in self.runs]:
-            raise ValueError(f"retrain: {unknown[0]!r} is not in runs{_nearest(unknown[0], self.runs)}")
+            raise ValueError(f"retrain: {unknown[0]!r} is not in runs{nearest(unknown[0], self.runs)}")
         if taken := sorted(RESERVED_RUNS & set(self.runs)):
             raise ValueError(f"{', '.join(taken)}: the evaluation uses this name for what is no model; rename the run")
         if self.network.time_embedding == "maisi" and self.flow.jvp == "finite_difference":
@@ -594,7 +596,7 @@ class Config(Section):
             ConfigError: the run is not in ``runs`` or overrides an unknown key.
         """
         if run not in self.runs:
-            raise ConfigError(f"run {run!r} is not in the configuration's runs{_nearest(run, self.runs)}")
+            raise ConfigError(f"run {run!r} is not in the configuration's runs{nearest(run, self.runs)}")
         return validate(overlay(self.model_dump(mode="json"), self.runs[run]))
 
 
@@ -628,22 +630,23 @@ def validate(settings: Mapping[str, Any]) -> Config:
     return config
 
 
-def load(settings: Mapping[str, Any], presets: Path) -> Config:
+def load(settings: Mapping[str, Any], presets: Path, texts: Mapping[str, Any] | None = None) -> Config:
     """Return the configuration of ``settings`` laid over its preset in the folder ``presets``.
+
+    Args:
+        texts: the same settings as they were written (`neuromf.as_written.written`): a name that YAML made a number of.
 
     Raises:
         ConfigError: as `validate`, or a preset that does not exist.
     """
-    settings = _nulls(settings)
+    settings = restored(Config, _nulls(settings), texts or {})
     preset = settings.get("preset")
     base: Mapping[str, Any] = {}
     if preset is not None:
         known = {path.stem: path for path in sorted(presets.glob("*.yaml"))}
         if str(preset) not in known:
-            raise ConfigError(
-                f"preset: no preset {preset!r} in {presets}{_nearest(str(preset), known)}; known: {list(known)}"
-            )
-        base = read_yaml(known[str(preset)])
+            raise ConfigError(f"preset: no preset {preset!r} in {presets}{nearest(str(preset), known)}")
+        base = restored(Config, read_yaml(known[str(preset)]), written([known[str(preset)]]))
     return validate(overlay(base, settings))
 
 
@@ -656,12 +659,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        remedy = "; run in the folder of a project (README.md), or name another file with --configfile"
+        wrong_place = isinstance(error, FileNotFoundError)
+        raise ConfigError(f"{path} cannot be read: {error.strerror}{remedy if wrong_place else ''}") from None
     except Exception as error:  # PyYAML raises anything: ValueError (a 13th month), AttributeError, RecursionError
-        raise ConfigError(f"{path} is no valid YAML: {error or type(error).__name__}") from None
+        raise ConfigError(f"{path} is no valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected settings as `key: value`, found {type(content).__name__}")
     return content
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return what PyYAML complains of in one line, with the line of the file where it is known."""
+    mark = getattr(error, "problem_mark", None)
+    told = getattr(error, "problem", None) or str(error) or type(error).__name__
+    if type(error) is ValueError:
+        told += "; a text that YAML takes for a date or a number needs quotes"
+    return f"line {mark.line + 1}: {told}" if mark else " ".join(told.split())
 
 
 def _nulls(value: Any) -> Any:
@@ -695,8 +709,13 @@ def _explain(error: Any) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
-        return f"{key}: unknown key{_nearest(location[-1], fields)}"
-    return f"{key} = {reprlib.repr(error['input'])}: {error['msg']}"
+        return f"{key}: unknown key{nearest(location[-1], fields)}"
+    told = error["msg"]
+    if error.get("ctx", {}).get("pattern") == NAME_PATTERN:
+        told, key = NAME_RULE, key.removesuffix(".[key]")
+    elif error["type"] in ("string_type", "literal_error") and isinstance(error["input"], int | float | date):
+        told += "; in quotes it is a text"
+    return f"{key} = {reprlib.repr(error['input'])}: {told}"
 
 
 def _fields_at(location: list[str]) -> list[str]:
@@ -705,8 +724,3 @@ def _fields_at(location: list[str]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field else None
     return list(getattr(model, "model_fields", {}))
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"

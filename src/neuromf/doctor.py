@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import psutil
-import yaml
 
 from neuromf import config as configuration
 from neuromf import environment, gpu, meshnet
+from neuromf.as_written import as_text, written
 from neuromf.codec.weights import perceptual_files, weights_path
 from neuromf.cohort.field_of_view import cut_fractions, extent, stripped_brains, template_brain
+from neuromf.cohort.find import RELEASES, find_release
 from neuromf.cohort.headers import told_of
 from neuromf.config import Codec, Config
 from neuromf.evaluation.extractors.published import WEIGHTS, weights_file
@@ -30,7 +31,7 @@ from neuromf.evaluation.morphometry.synthseg import find_synthseg
 from neuromf.planning.plan import PlanError, make_plan, size
 from neuromf.preprocess.conform import share_outside
 from neuromf.preprocess.synthstrip import find_synthstrip
-from neuromf.tables import SPLITS, Cohort, check_release, file_sha256, read_cohort, read_release
+from neuromf.tables import SPLITS, Cohort, check_release, file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +80,7 @@ class Patient:
 
     def cohorts(self) -> list[Cohort]:
         """Return the release's cohorts."""
-        table = Path("config/releases") / f"{self.config.release}.tsv"
-        names = dict.fromkeys(row.cohort for row in read_release(table))
-        return [read_cohort(Path("config/cohorts") / f"{name}.tsv") for name in names]
+        return list(find_release(self.config.release)[1].values())
 
 
 def examine(workflow: Path, settings: Sequence[str] = ()) -> Iterator[Finding]:
@@ -129,11 +128,11 @@ def load_config(workflow: Path, settings: Sequence[str]) -> Config:
         key, equals, value = one.partition("=")
         if not equals:
             raise configuration.ConfigError(f"{one!r} is no setting; write key=value, e.g. preset=methodology")
-        read = yaml.safe_load(value)
+        read = as_text(value)
         if key == "runs" and isinstance(read, dict):  # Snakemake adds them to the file's
             read = configuration.overlay(given.get("runs", {}), read)
         given = configuration.overlay(given, {key: read})
-    return configuration.load(given, workflow / "config" / "presets")
+    return configuration.load(given, workflow / "config" / "presets", written([path], settings))
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -262,9 +261,8 @@ def _device(patient: Patient) -> torch.device:
 
 def check_tables(patient: Patient) -> Iterator[Finding]:
     """The release and its cohorts can be read and fit each other."""
-    table = Path("config/releases") / f"{patient.config.release}.tsv"
-    rows, cohorts = read_release(table), {cohort.name: cohort for cohort in patient.cohorts()}
-    check_release(table, rows, cohorts)
+    rows, cohorts = find_release(patient.config.release)
+    check_release(RELEASES / f"{patient.config.release}.tsv", rows, cohorts)
     splits = ", ".join(f"{sum(row.split == split for row in rows)} {split}" for split in SPLITS)
     absent = [one.root for one in cohorts.values() if one.source != "phantom" and not one.root.is_dir()]
     if absent:

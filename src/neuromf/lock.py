@@ -21,7 +21,13 @@ def remove_stale_locks(folder: Path) -> bool:
         Whether no other workflow is alive; False too where the file system has no such locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "neuromf.lock").open("a+", encoding="utf-8")  # over NFS a shared lock needs the right to read
+    path = folder / "neuromf.lock"
+    try:
+        file = path.open(
+            "a+", encoding="utf-8"
+        )  # over NFS a shared lock needs the right to read, an exclusive one to write
+    except PermissionError:  # another user's, of a group whose umask lets nobody else write
+        file = path.open(encoding="utf-8")
     _held.append(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ MANIFEST_COLUMNS = ("scan_id", "status", "reason", "file", "bytes", "sha256", "k
 SPLITS = ("train", "val", "test")
 STATUSES = ("ok", "failed")
 MOST_COLUMNS = 2000  # of a table: every row keeps its cells in memory, and a cohort may have 60,000
+_WORDS = {"participant_id", "session_id", "modality", "skull_stripped", "cohort", "split"}
+_PATHS = {"image", "mask"}  # of NIfTI files: none of them ends in a quote
 _COHORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _CANNOT_WRITE = {
     errno.ENOSPC: "free some space there",
@@ -137,11 +139,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="".join(path.suffixes[-2:]))
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".tmp-{uuid.uuid4().hex}{''.join(path.suffixes[-2:])}"
         try:
-            temporary.chmod(0o644)
+            temporary.touch(
+                exist_ok=False
+            )  # with the mode that the umask, or the folder's default ACL, lets a file have
             yield temporary
             temporary.replace(path)
         finally:
@@ -377,7 +379,20 @@ def release_modality(rows: Sequence[ReleaseRow]) -> str:
 
 def write_release(table: Path, rows: Iterable[ReleaseRow]) -> None:
     """Write a release table."""
-    write_tsv(table, RELEASE_COLUMNS, [[getattr(row, c) for c in RELEASE_COLUMNS] for row in rows])
+    write_text(table, _release_text(rows))
+
+
+def release_sha256(rows: Iterable[ReleaseRow]) -> str:
+    """Return the SHA-256 of the file that `write_release` makes of the rows, however the table they come from is written.
+
+    So an editor's line ends, a byte-order mark, quotes and further columns count for nothing; the rows' order does, since a
+    training draws by it.
+    """
+    return hashlib.sha256(_release_text(rows).encode()).hexdigest()
+
+
+def _release_text(rows: Iterable[ReleaseRow]) -> str:
+    return _tsv(RELEASE_COLUMNS, [[getattr(row, c) for c in RELEASE_COLUMNS] for row in rows])
 
 
 def check_release(table: Path, rows: Sequence[ReleaseRow], cohorts: Mapping[str, Cohort]) -> None:
@@ -475,7 +490,13 @@ def read_tsv(path: Path, required: Sequence[str]) -> list[dict[str, str | None]]
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at what a cell may hold
     except UnicodeDecodeError as error:
         raise TableError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    header, *body = (line.split("\t") if line else [] for line in lines)
+    header, *body = (line.split("\t") if line.strip("\t ") else [] for line in lines)
+    if any(bare in required for cell in header if (bare := _bare(cell)) != cell):  # as spreadsheets write names
+        header = [_bare(cell) for cell in header]
+    while (
+        header and not header[-1] and all(not cells or not cells[-1] for cells in body)
+    ):  # a spreadsheet's empty columns
+        header, body = header[:-1], [cells[:-1] for cells in body]
     if len(header) > MOST_COLUMNS:
         raise TableError(
             f"{path} has {len(header)} columns, at most {MOST_COLUMNS} are read; leave out what is not needed"
@@ -484,21 +505,36 @@ def read_tsv(path: Path, required: Sequence[str]) -> list[dict[str, str | None]]
         raise TableError(f"{path}: column {twice[0]!r} is there {header.count(twice[0])} times; rename or remove one")
     if missing := [column for column in required if column not in header]:
         raise TableError(f"{path}: missing column {', '.join(missing)}; found: {', '.join(header) or 'an empty file'}")
+    words, paths = ([place for place, column in enumerate(header) if column in kind] for kind in (_WORDS, _PATHS))
     rows = []
     for number, cells in enumerate(body, start=2):
         if not cells:
             continue
         if len(cells) != len(header):
             raise TableError(f"{path}, row {number}: {len(cells)} cells where the header has {len(header)}")
+        for place in words:
+            cells[place] = _bare(cells[place])
+        for place in paths:
+            cells[place] = _bare(cells[place]) if cells[place].startswith('"') else cells[place].rstrip()
         rows.append({k: None if v in ("", NOT_AVAILABLE) else v for k, v in zip(header, cells, strict=True)})
     return rows
 
 
+def _bare(cell: str) -> str:
+    """Return a cell without the spaces and quotes that spreadsheets and editors put around it."""
+    cell = cell.strip()
+    return cell[1:-1].strip() if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+
+
 def write_tsv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a TSV file atomically; None becomes ``n/a``, tabs and newlines inside a cell become spaces."""
+    write_text(path, _tsv(header, rows))
+
+
+def _tsv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = ["\t".join(header)]
     lines += ["\t".join(_cell(value) for value in row) for row in rows]
-    write_text(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Typed tables: round trips, and refusals that name the row."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,57 @@ def test_releases(tmp_path):
 def test_a_releases_modality():
     rows = [ReleaseRow("1", None, modality, "a", "train") for modality in ("FLAIR", "FLAIR", "T1w")]
     assert tables.release_modality(rows[:2]) == "FLAIR" and tables.release_modality(rows) == "mixed"
+
+
+def excel(text: str) -> bytes:
+    """As Excel saves a text file: a byte-order mark, CRLF, empty columns and rows behind the table."""
+    lines = [f"{line}\t\t" for line in text.splitlines()]
+    return "\ufeff".encode() + "\r\n".join([*lines, "\t" * (lines[0].count("\t")), ""]).encode()
+
+
+def quoted(text: str) -> bytes:
+    """As LibreOffice saves it: every cell in quotes."""
+    return "\n".join("\t".join(f'"{cell}"' for cell in line.split("\t")) for line in text.splitlines()).encode()
+
+
+EDITED = {
+    "excel": excel,
+    "quotes": quoted,
+    "mark": lambda text: text.encode("utf-8-sig"),
+    "crlf": lambda text: text.replace("\n", "\r\n").encode(),
+    "cr": lambda text: text.replace("\n", "\r").encode(),
+    "no last newline": lambda text: text.rstrip().encode(),
+    "more newlines": lambda text: f"{text}\n\n  \n".encode(),
+    "spaces": lambda text: text.replace("\t", " \t").replace("\n", " \n").encode(),
+    "columns": lambda text: "\n".join("\t".join([*line.split("\t")[::-1], "x"]) for line in text.splitlines()).encode(),
+}
+
+
+@pytest.mark.parametrize("edit", EDITED)
+def test_an_editors_spelling_of_a_table_changes_no_row_and_no_hash(tmp_path, edit):
+    table = tmp_path / "r.tsv"
+    rows = (ReleaseRow("02", None, "T1w", "a", "train"), ReleaseRow("01", "b", "T1w", "a-b_1", "test"))
+    tables.write_release(table, rows)
+    before = tables.file_sha256(table)
+    assert tables.release_sha256(rows) == before, "models trained before rows were hashed carry the file's hash"
+    table.write_bytes(EDITED[edit](table.read_text()))
+    assert tables.read_release(table) == rows
+    assert tables.file_sha256(table) != before and tables.release_sha256(tables.read_release(table)) == before
+    assert tables.release_sha256(rows[::-1]) != before, "a training draws by the rows' order"
+
+    cohort = Cohort(
+        "c", Path("/data"), (scan("01"), Scan("02", "s", 'a "b" c/x.nii.gz', "FLAIR", "m.nii", True)), "bids"
+    )
+    tables.write_cohort(tmp_path / "c.tsv", cohort)
+    (tmp_path / "c.tsv").write_bytes(EDITED[edit]((tmp_path / "c.tsv").read_text()))
+    read = tables.read_cohort(tmp_path / "c.tsv")
+    assert tuple(replace(one, extra={}) for one in read.scans) == cohort.scans
+
+
+@pytest.mark.parametrize("shipped", ["demo", "demotrain"])
+def test_the_shipped_releases_hash_as_their_files(shipped):
+    table = Path(__file__).parents[2] / "config" / "releases" / f"{shipped}.tsv"
+    assert tables.release_sha256(tables.read_release(table)) == tables.file_sha256(table)
 
 
 def test_released_files_leave_out_failures_and_tell_cohorts_apart(tmp_path):

@@ -19,7 +19,7 @@ from neuromf.cohort.files import Skipped, nifti_files
 from neuromf.cohort.layouts import FLAT, Found, Layout, recognise
 from neuromf.cohort.names import MODALITIES, derivative, not_raw, stem_of
 from neuromf.cohort.visits import ParticipantRule, look_like_visits, written_alike
-from neuromf.config import NAME_PATTERN
+from neuromf.names import check_name
 from neuromf.tables import Cohort, Scan, TableError, read_cohort, write_cohort
 
 DEFAULT_MODALITIES = ("T1w", "FLAIR")
@@ -97,7 +97,8 @@ def index(
     """
     wanted = tuple(modality or DEFAULT_MODALITIES)
     table = tables / f"{name}.tsv"
-    _check(path, name, wanted)
+    check_name("cohort name", name, (other.stem for other in tables.glob("*.tsv")))
+    _check(path, wanted)
     before = read_cohort(table) if table.exists() else Cohort(name, path.resolve(), (), "folder")
     if before.root.resolve() != path.resolve():
         raise TableError(f"{table} is the table of {before.root}, not of {path}; choose another cohort name for {path}")
@@ -269,11 +270,9 @@ def identifiers(raw: Iterable[str], known: Mapping[str | None, str | None]) -> d
 # --- complaints -----------------------------------------------------------------------------------------------------
 
 
-def _check(path: Path, name: str, wanted: Sequence[str]) -> None:
+def _check(path: Path, wanted: Sequence[str]) -> None:
     if not path.is_dir():
         raise TableError(f"{path} is not a folder; give the folder that holds the scans")
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise TableError(f"cohort name {name!r}: use letters, digits, _ and -, beginning with a letter or digit")
     if unknown := [one for one in wanted if one not in MODALITIES]:
         raise TableError(f"modality {unknown[0]!r} is not known; use {', '.join(MODALITIES)}")
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neuromf.cohort.visits import look_like_visits
+from neuromf.names import check_name
 from neuromf.tables import SPLITS, Cohort, ReleaseRow, TableError, write_release
 
 FRACTIONS = (0.8, 0.1, 0.1)  # train, val, test
@@ -28,9 +29,10 @@ def create_release(
     later release, however the cohorts grow.
 
     Raises:
-        TableError: the release exists (a release never changes), the fractions are no shares, a cohort is given twice,
-            or no participant falls into train or test.
+        TableError: a name that cannot be a file's, the release exists (a release never changes), the fractions are no
+            shares, a cohort is given twice, or no participant falls into train or test.
     """
+    check_name("release name", name, (other.stem for other in releases.glob("*.tsv")))
     table = releases / f"{name}.tsv"
     if table.exists():
         raise TableError(f"{table} exists and a release never changes; choose another name, for instance {name}-2")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuromf.config import validate
+from neuromf.messages import message_in
 from neuromf.planning.costs import Costs, Estimate, records
 from neuromf.planning.jobs import Call, Job, read_call
 from neuromf.planning.retraining import refusal
@@ -142,7 +143,7 @@ def ask(arguments: Sequence[str]) -> Call:
             check=False,
         )
         if done.returncode or not answer.is_file():
-            raise PlanError((done.stderr + done.stdout).strip() or "snakemake ended without a word")
+            raise PlanError(message_in(done.stderr + done.stdout) or "snakemake ended without a word")
         return read_call(answer)
 
 

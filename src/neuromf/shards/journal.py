@@ -110,6 +110,11 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def make_writable(self) -> None:
+        """Put a file of our own in the place of another user's that can be read alone, as in the folder of a group."""
+        if self.path.is_file() and not os.access(self.path, os.W_OK):
+            write_text(self.path, self.path.read_text(encoding="utf-8", errors="replace"))
+
     def write(self, entries: Iterable[Entry]) -> None:
         """Write all entries anew.
 

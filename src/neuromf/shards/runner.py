@@ -72,6 +72,7 @@ def run_shard(
     workers = max(1, min(workers, len(pending)))
     with writing(manifest):
         manifest.parent.mkdir(parents=True, exist_ok=True)
+    journal.make_writable()
     before = {path: _look(path) for d in pending.values() for path in d.task.outputs}
     with tqdm(total=len(tasks), initial=len(done), desc=label, unit="scan") as bar:
         for task, outcome in outcomes([d.task for d in pending.values()], work, workers, initializer, initargs):

@@ -22,7 +22,16 @@ from neuromf.evaluation.rows import read_parquet
 from neuromf.paper import codec, figures, latents, mosaics, regions, runs, spectrum, style, tables
 from neuromf.paper.report.quality import Quality, read_quality
 from neuromf.paper.report.summary import key_figures, sentences
-from neuromf.tables import SPLITS, atomic_path, file_sha256, read_json, read_release, release_modality, write_text
+from neuromf.tables import (
+    SPLITS,
+    atomic_path,
+    file_sha256,
+    read_json,
+    read_release,
+    release_modality,
+    release_sha256,
+    write_text,
+)
 from neuromf.volume import read_volume
 
 log = logging.getLogger(__name__)
@@ -446,7 +455,7 @@ def _provenance(inputs: ReportInputs) -> dict[str, str]:
     codecs = sorted({part["codec_sha256"] for part in evaluation if "codec_sha256" in part})
     return {
         "Git commit": inputs.git_commit or "not a git checkout",
-        "Release table, SHA-256": file_sha256(inputs.release_table),
+        "Release table, SHA-256": release_sha256(read_release(inputs.release_table)),
         "Codec weights, SHA-256": ", ".join(codecs),
         "Python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
