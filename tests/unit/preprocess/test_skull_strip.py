@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -42,6 +43,17 @@ def stripped(shape: tuple[int, ...] = (60, 70, 56), size: float = 3.0, dtype: st
     data[tuple(n // 2 for n in shape)] = 0
     data[2, 2, 2] = 5
     return nib.Nifti1Image(data.astype(dtype), affine)
+
+
+def whole_head() -> nib.Nifti1Image:
+    """A brain in a dark skull and a bright scalp, without noise."""
+    head = _pseudo_head(4.0)
+    return nib.Nifti1Image(np.rint(300 * head.image.numpy()).astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+    labels = ndimage.label(mask)[0]
+    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
 
 
 def strip(root: Path, scans: list[Scan], workers: int = 1, **settings: object) -> dict[str, ManifestRow]:
@@ -127,10 +139,64 @@ def test_faulty_scans_are_rows_with_reasons(tmp_path: Path, workers: int) -> Non
 
 
 def test_scans_that_are_not_stripped_are_told(tmp_path: Path) -> None:
-    image = stripped()
-    nib.save(nib.Nifti1Image(image.get_fdata().astype(np.float32) + 1, image.affine), tmp_path / "a.nii.gz")
-    row = strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=True)])["sub-a_T1w"]
-    assert not row.ok and "set skull_stripped to false" in row.reason
+    nib.save(whole_head(), tmp_path / "head.nii.gz")
+    full = np.maximum(stripped().get_fdata(), 1)[12:-12, 12:-12, 10:-10].astype(np.float32)
+    nib.save(nib.Nifti1Image(full + np.random.default_rng(0).random(full.shape, np.float32), np.eye(4)), tmp_path / "full.nii.gz")
+    rows = strip(tmp_path, [Scan(name, None, f"{name}.nii.gz", "T1w", skull_stripped=True) for name in ("head", "full")])
+    assert not rows["sub-head_T1w"].ok and "whole head" in rows["sub-head_T1w"].reason
+    assert "set skull_stripped to false" in rows["sub-head_T1w"].reason
+    assert not rows["sub-full_T1w"].ok and "no background" in rows["sub-full_T1w"].reason
+
+
+@pytest.mark.parametrize("backend", ["template", "none"])
+@pytest.mark.parametrize(
+    ("name", "change", "zero", "told"),
+    [
+        ("z", lambda x, brain: np.where(brain, (x - 90) / 30, 0), "lowest", "darker than the background"),
+        ("zall", lambda x, brain: np.where(brain, (x - 60) / 40 + 1.5, -0.43), -0.43, ""),
+        ("unit", lambda x, brain: x / 70 - 1, -1.0, ""),
+        ("noisy", lambda x, brain: x / 70 - 1 + 1e-3 * np.random.default_rng(0).standard_normal(x.shape), -1.0, ""),
+        ("offset", lambda x, brain: x + 1000, 1000.0, ""),
+        ("negative", lambda x, brain: x - 5000, -5000.0, ""),
+        ("bright", lambda x, brain: np.where(brain, x, 400), "lowest", "darker than the background"),
+        ("hot", lambda x, brain: np.where((np.indices(x.shape) == 30).all(axis=0), 1e8, x), 0.0, "1 voxels of the brain"),
+        ("faint", lambda x, brain: x / 1e5, 0.0, ""),
+    ],
+)
+def test_the_whole_brain_comes_out_of_any_scale(
+    tmp_path: Path, backend: str, name: str, change: Callable[..., np.ndarray], zero: float | str, told: str
+) -> None:
+    """A stripped scan, whether the table says so or not, through all three stages: no voxel is lost, no value negative."""
+    image, truth = stripped(), ndimage.binary_fill_holes(largest(stripped().get_fdata() > 0))
+    data = image.get_fdata() * truth
+    nib.save(nib.Nifti1Image(change(data, truth).astype(np.float32), image.affine), tmp_path / f"{name}.nii.gz")
+    scans = [Scan(name, None, f"{name}.nii.gz", "T1w", skull_stripped=backend == "none")]
+    (row,) = strip(tmp_path, scans, backend="template").values()
+    assert row.ok, row.reason
+    assert row.figures["backend"] == "none" and told in str(row.figures["warning"])
+    assert ("set skull_stripped to true" in str(row.figures["warning"])) == (backend == "template")
+    assert zero == "lowest" or row.figures["zero"] == pytest.approx(zero, abs=0.01)
+    volume, mask = result(tmp_path, row)
+    found = mask.get_fdata()[::-1] > 0
+    assert (found != truth).sum() <= 1e-3 * truth.sum()
+    values = volume.get_fdata()[mask.get_fdata() > 0]
+    assert values.min() >= 0 and values.max() <= 20 * np.median(values) * (1 + 1e-6)
+    manifests = tmp_path / "out" / "manifests"
+    upstream, n4 = (manifests / stage / "shard-0000.tsv" for stage in ("skull_strip", "bias_correct"))
+    (row,) = bias_correct_shard(scans, upstream, tmp_path / "out", n4, QUICK_N4, code="c", workers=1)
+    assert row.ok, row.reason
+    settings, manifest = Conform(shape=(48, 56, 48), spacing_mm=3.0), manifests / "conform" / "shard-0000.tsv"
+    (row,) = conform_shard(scans, n4, tmp_path / "out", manifest, settings, code="c", workers=1)
+    assert row.ok and row.figures["brain_ml"] == pytest.approx(truth.sum() * 0.027, rel=0.02)
+
+
+def test_numbers_beyond_all_intensities_are_a_reason_in_words(tmp_path: Path) -> None:
+    data = stripped().get_fdata().astype(np.float32)
+    data[30, 30, 30] = 3e38
+    nib.save(nib.Nifti1Image(data, stripped().affine), tmp_path / "a.nii.gz")
+    for backend, marked in (("none", True), ("template", False)):
+        row = strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=marked)], backend=backend)["sub-a_T1w"]
+        assert not row.ok and "1 voxels lie beyond" in row.reason and "a.nii.gz" in row.reason
 
 
 def test_implausible_volumes_are_warned_about(tmp_path: Path) -> None:
