@@ -32,7 +32,10 @@ _COARSE = 3.0  # mm
 _OBJECT = 0.12  # of the way from the background to the 99th percentile: more is no background
 _UPPER = 70.0  # mm below the vertex: face and neck have no shells
 _SCALP, _SKULL = (3, 6, 9), (9, 12, 15, 18, 21, 24)  # mm below the surface, edges of shells
-_HEAD, _BRAIN = 0.8, 0.9  # darkest of the deeper shells over brightest of the outer: 0.22–0.66 of heads, 0.98–1.35 of brains
+_HEAD, _BRAIN = (
+    0.8,
+    0.9,
+)  # darkest of the deeper shells over brightest of the outer: 0.22–0.66 of heads, 0.98–1.35 of brains
 _LARGEST_BRAIN = 2500.0  # ml
 
 
@@ -58,7 +61,9 @@ def find_background(data: Volume) -> Background:
     largest = float(np.abs(data).max())
     if largest > LARGEST:
         count = int((np.abs(data) > LARGEST).sum())
-        raise VolumeError(f"{count} voxels lie beyond ±{LARGEST:g} (up to {largest:g}), no intensities; export the scan again")
+        raise VolumeError(
+            f"{count} voxels lie beyond ±{LARGEST:g} (up to {largest:g}), no intensities; export the scan again"
+        )
     border = _border(data)
     values, counts = np.unique(border, return_counts=True)
     value, share = float(values[counts.argmax()]), float(counts.max() / border.size)
@@ -147,7 +152,11 @@ def kind(data: Volume, spacing: NDArray[np.floating]) -> Kind:
     if ratio < _HEAD:
         return "head"
     noisy = background.tolerance > _WINDOW / 2 * _span(data, background.value)
-    return "brain" if ratio > _BRAIN and volume_ml <= _LARGEST_BRAIN and not noisy and _alone(data, background) else "unknown"
+    return (
+        "brain"
+        if ratio > _BRAIN and volume_ml <= _LARGEST_BRAIN and not noisy and _alone(data, background)
+        else "unknown"
+    )
 
 
 def _shells(data: Volume, spacing: NDArray[np.floating], background: float) -> tuple[float, float] | None:
@@ -165,7 +174,9 @@ def _shells(data: Volume, spacing: NDArray[np.floating], background: float) -> t
     depth = ndimage.distance_transform_edt(body, sampling=_COARSE)
     highest = int(np.nonzero(body.any(axis=(0, 1)))[0][-1])
     depth[:, :, : max(0, highest - round(_UPPER / _COARSE))] = 0
-    outer, deeper = ([scan[(depth > a) & (depth <= b)] for a, b in zip(s, s[1:], strict=False)] for s in (_SCALP, _SKULL))
+    outer, deeper = (
+        [scan[(depth > a) & (depth <= b)] for a, b in zip(s, s[1:], strict=False)] for s in (_SCALP, _SKULL)
+    )
     if min(map(len, [*outer, *deeper])) < 20:
         return None
     brightest = max(float(np.median(values)) for values in outer)

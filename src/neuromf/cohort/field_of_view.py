@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuromf.config import Conform
+from neuromf.intensities import find_background, stripped_brain
 from neuromf.tables import Cohort, read_manifest
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
 
@@ -38,7 +39,9 @@ def stripped_brains(cohort: Cohort) -> list[nib.Nifti1Image]:
     for scan in scans[:: max(1, len(scans) // LOOKED_AT)][:LOOKED_AT]:
         with suppress(VolumeError):
             image = read_volume(cohort.root / scan.image)
-            brains.append(nib.Nifti1Image((np.asarray(image.dataobj) != 0).astype(np.uint8), image.affine))
+            data = np.asarray(image.dataobj)
+            brain = stripped_brain(data, find_background(data))
+            brains.append(nib.Nifti1Image(brain.astype(np.uint8), image.affine))
     return brains
 
 

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 _PLAUSIBLE_ML = (600.0, 2500.0)  # adult and child brains; outside: a warning in the row, for the quality control
 _LEAST_CORRELATION = 0.5  # with the template's head: {SEE}
 _BRIGHTEST = 20.0  # times the brain's median: brighter voxels are spikes, which filters would spread; vessels reach 7
-_TWO_SIDED = 0.01  # of the brain's voxels: so many below the background are no noise
+_DARKER = 0.01  # of the brain's voxels: so many below the background are no noise
 
 
 def skull_strip_shard(
@@ -105,11 +105,18 @@ def skull_strip_file(
         raise VolumeError(f"{inputs[0]}: {error}") from None
     except (ArithmeticError, LookupError, ValueError) as error:  # of a library, on intensities that it cannot work with
         _log.exception("%s", inputs[0])
-        raise VolumeError(f"{inputs[0]}: no brain was found, its intensities break the method ({error}); look at the scan") from None
+        raise VolumeError(
+            f"{inputs[0]}: no brain was found, its intensities break the method ({error}); look at the scan"
+        ) from None
 
 
 def _strip(
-    image: nib.Nifti1Image, outputs: Sequence[Path], backend: str, modality: str, find_brain: Backend, settings: SkullStrip
+    image: nib.Nifti1Image,
+    outputs: Sequence[Path],
+    backend: str,
+    modality: str,
+    find_brain: Backend,
+    settings: SkullStrip,
 ) -> Figures:
     data, spacing = np.asarray(image.dataobj, np.float32), voxel_sizes(image.affine)
     warnings = []
@@ -121,7 +128,9 @@ def _strip(
         )
     if backend != "none" and seen == "brain":
         backend, find_brain = "none", _none
-        warnings.append("skull-stripped already, so its own border was kept; set skull_stripped to true in the cohort's table")
+        warnings.append(
+            "skull-stripped already, so its own border was kept; set skull_stripped to true in the cohort's table"
+        )
     zero = find_background(data).value if backend == "none" else zero_level(data)
     mask, figures = find_brain(image)
     mask, components = _clean(mask, spacing, 0.0 if backend == "none" else settings.border_mm)
@@ -147,7 +156,7 @@ def _from_zero(data: Volume, mask: Mask, background: float) -> tuple[Volume, flo
     brain = data[mask]
     zero = min(background, float(np.percentile(brain, 0.1)))
     told = []
-    if (share := float((brain < background).mean())) > _TWO_SIDED:
+    if (share := float((brain < background).mean())) > _DARKER:
         told.append(
             f"{share:.0%} of the brain is darker than the background ({background:g}), so the brain's lowest value"
             f" ({zero:g}) stands for 0"
@@ -155,7 +164,9 @@ def _from_zero(data: Volume, mask: Mask, background: float) -> tuple[Volume, flo
     above = np.maximum(data - np.float32(zero), 0)
     limit = np.float32(_BRIGHTEST * np.median(above[mask]))
     if limit > 0 and (spikes := int((above[mask] > limit).sum())):
-        told.append(f"{spikes} voxels of the brain are brighter than {_BRIGHTEST:g} times its median and were cut to that")
+        told.append(
+            f"{spikes} voxels of the brain are brighter than {_BRIGHTEST:g} times its median and were cut to that"
+        )
         above = np.minimum(above, limit)
     return np.where(mask, above, 0), zero, told
 

@@ -40,7 +40,9 @@ _FAR = 60.0  # mm, the signed distance given to what lies outside the template
 _HEAD_HEIGHT = 170.0  # mm below the vertex: what belongs to the head rather than to the neck
 _PITCHES = (-0.3, 0.0, 0.3)  # rad, nodding angles from which the affine registration starts
 _HEAD_AREA, _HEAD_EXTENT = 2000.0, 60.0  # mm², mm: what stands out in fewer slices of any direction is no head
-_ARTEFACTS = 40  # times that something brighter than the head is taken away: each is several times brighter than the next
+_ARTEFACTS = (
+    40  # times that something brighter than the head is taken away: each is several times brighter than the next
+)
 _NOISE = 0.1  # of the intensities' span, at the border: 0.001–0.04 of magnitude images, 0.2–0.3 of MP2RAGE's quotient
 
 # Refinement, in mm; intensities are shares of the white matter's.
@@ -80,7 +82,9 @@ def template_mask(image: nib.Nifti1Image, spacing_mm: float) -> tuple[Mask, dict
     try:
         distance, correlation = _register(_pseudo_head(spacing_mm), coarse, spacing_mm)
     except RuntimeError as error:  # of ITK
-        raise VolumeError(f"the template's head could not be registered ({_first_line(error)}); look at the scan") from None
+        raise VolumeError(
+            f"the template's head could not be registered ({_first_line(error)}); look at the scan"
+        ) from None
     fine = _resample(data, spacing, _FINE)
     prior = _onto(distance, spacing_mm, fine.shape, np.full(3, _FINE))
     if (prior < -_BAND).sum() < 1000:
@@ -112,7 +116,9 @@ def _without_artefacts(data: Volume, spacing: NDArray[np.floating]) -> Volume:
             break
         bright = data > threshold_otsu(data)
         across = [bright.sum(axis=tuple({0, 1, 2} - {axis})) * areas[axis] for axis in range(3)]
-        if all((slices > _HEAD_AREA).sum() * size >= _HEAD_EXTENT for slices, size in zip(across, spacing, strict=True)):
+        if all(
+            (slices > _HEAD_AREA).sum() * size >= _HEAD_EXTENT for slices, size in zip(across, spacing, strict=True)
+        ):
             return data
         data = np.where(bright, 0, data)
     raise VolumeError("no head stands out from the background; look at the scan")

@@ -46,9 +46,11 @@ def stripped(shape: tuple[int, ...] = (60, 70, 56), size: float = 3.0, dtype: st
 
 
 def whole_head() -> nib.Nifti1Image:
-    """A brain in a dark skull and a bright scalp, without noise."""
-    head = _pseudo_head(4.0)
-    return nib.Nifti1Image(np.rint(300 * head.image.numpy()).astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
+    """The brain of `stripped` in a dark skull and a bright scalp, without noise."""
+    brain, size = stripped((72, 80, 70)), 3.0
+    outside = ndimage.distance_transform_edt(brain.get_fdata() == 0, sampling=size)
+    data = np.where(outside == 0, brain.get_fdata(), np.where(outside <= 8, 15, np.where(outside <= 15, 130, 0)))
+    return nib.Nifti1Image(data.astype(np.float32), brain.affine)
 
 
 def largest(mask: np.ndarray) -> np.ndarray:
@@ -140,9 +142,12 @@ def test_faulty_scans_are_rows_with_reasons(tmp_path: Path, workers: int) -> Non
 
 def test_scans_that_are_not_stripped_are_told(tmp_path: Path) -> None:
     nib.save(whole_head(), tmp_path / "head.nii.gz")
-    full = np.maximum(stripped().get_fdata(), 1)[12:-12, 12:-12, 10:-10].astype(np.float32)
-    nib.save(nib.Nifti1Image(full + np.random.default_rng(0).random(full.shape, np.float32), np.eye(4)), tmp_path / "full.nii.gz")
-    rows = strip(tmp_path, [Scan(name, None, f"{name}.nii.gz", "T1w", skull_stripped=True) for name in ("head", "full")])
+    full = stripped().get_fdata()[20:40, 20:50, 18:38].astype(np.float32)
+    full += np.random.default_rng(0).random(full.shape, np.float32)
+    nib.save(nib.Nifti1Image(full, np.eye(4)), tmp_path / "full.nii.gz")
+    rows = strip(
+        tmp_path, [Scan(name, None, f"{name}.nii.gz", "T1w", skull_stripped=True) for name in ("head", "full")]
+    )
     assert not rows["sub-head_T1w"].ok and "whole head" in rows["sub-head_T1w"].reason
     assert "set skull_stripped to false" in rows["sub-head_T1w"].reason
     assert not rows["sub-full_T1w"].ok and "no background" in rows["sub-full_T1w"].reason
@@ -159,7 +164,12 @@ def test_scans_that_are_not_stripped_are_told(tmp_path: Path) -> None:
         ("offset", lambda x, brain: x + 1000, 1000.0, ""),
         ("negative", lambda x, brain: x - 5000, -5000.0, ""),
         ("bright", lambda x, brain: np.where(brain, x, 400), "lowest", "darker than the background"),
-        ("hot", lambda x, brain: np.where((np.indices(x.shape) == 30).all(axis=0), 1e8, x), 0.0, "1 voxels of the brain"),
+        (
+            "hot",
+            lambda x, brain: np.where((np.indices(x.shape) == 30).all(axis=0), 1e8, x),
+            0.0,
+            "1 voxels of the brain",
+        ),
         ("faint", lambda x, brain: x / 1e5, 0.0, ""),
     ],
 )
@@ -178,7 +188,7 @@ def test_the_whole_brain_comes_out_of_any_scale(
     assert zero == "lowest" or row.figures["zero"] == pytest.approx(zero, abs=0.01)
     volume, mask = result(tmp_path, row)
     found = mask.get_fdata()[::-1] > 0
-    assert (found != truth).sum() <= 1e-3 * truth.sum()
+    assert (found != truth).sum() <= 2e-3 * truth.sum()
     values = volume.get_fdata()[mask.get_fdata() > 0]
     assert values.min() >= 0 and values.max() <= 20 * np.median(values) * (1 + 1e-6)
     manifests = tmp_path / "out" / "manifests"
