@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ _SCALP, _SKULL = (3, 6, 9), (9, 12, 15, 18, 21, 24)  # mm below the surface, edg
 _HEAD, _BRAIN = (
     0.8,
     0.9,
-)  # darkest of the deeper shells over brightest of the outer: 0.22–0.66 of heads, 0.98–1.35 of brains
+)  # darkest of the deeper shells over brightest of the outer: heads 0.20–0.72, brains 0.98–1.14
 _LARGEST_BRAIN = 2500.0  # ml
 
 
@@ -88,7 +89,8 @@ def find_background(data: Volume) -> Background:
 def stripped_brain(data: Volume, background: Background) -> Mask:
     """Return what differs from the background (D, H, W) in a scan that is skull-stripped; with islands and holes.
 
-    Where brain lies on both sides of the background's value (z-scores), gaps of two voxels are closed: they have it by chance.
+    Where brain lies on both sides of the background's value (z-scores), gaps of two voxels are closed: they have it by
+    chance.
 
     Raises:
         VolumeError: hardly anything is background.
@@ -97,8 +99,8 @@ def stripped_brain(data: Volume, background: Background) -> Mask:
     mask = above | below
     if mask.mean() > _FULL:
         raise VolumeError(
-            f"{mask.mean():.0%} of the voxels differ from {background.value:g}, the most common value at the border: the scan"
-            " is not skull-stripped; set skull_stripped to false in the cohort's table"
+            f"{mask.mean():.0%} of the voxels differ from {background.value:g}, the most common value at the border: the scan is"
+            " not skull-stripped; set skull_stripped to false in the cohort's table"
         )
     lesser = min(above, below, key=np.count_nonzero)
     if background.tolerance and lesser.any():
@@ -174,9 +176,7 @@ def _shells(data: Volume, spacing: NDArray[np.floating], background: float) -> t
     depth = ndimage.distance_transform_edt(body, sampling=_COARSE)
     highest = int(np.nonzero(body.any(axis=(0, 1)))[0][-1])
     depth[:, :, : max(0, highest - round(_UPPER / _COARSE))] = 0
-    outer, deeper = (
-        [scan[(depth > a) & (depth <= b)] for a, b in zip(s, s[1:], strict=False)] for s in (_SCALP, _SKULL)
-    )
+    outer, deeper = ([scan[(depth > a) & (depth <= b)] for a, b in pairwise(s)] for s in (_SCALP, _SKULL))
     if min(map(len, [*outer, *deeper])) < 20:
         return None
     brightest = max(float(np.median(values)) for values in outer)

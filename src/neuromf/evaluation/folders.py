@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
-from neuromf.evaluation.features import array_sha256
 from neuromf.cohort.layouts import modality_of
+from neuromf.evaluation.features import array_sha256
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
 from neuromf.intensities import LARGEST, find_background, kind
@@ -329,7 +329,7 @@ def _tell_heads(sets: Mapping[str, Sequence[Found]]) -> None:
         heads = [found.path for found in one if found.head]
         if heads:
             log.warning(
-                "%s: %d of %d volumes are whole heads (%s); the figures are made for skull-stripped brains: strip them first",
+                "%s: %d of %d volumes are whole heads (%s); the figures are made for stripped brains: strip them first",
                 name, len(heads), len(one), ", ".join(heads[:3]),
             )  # fmt: skip
 

@@ -31,7 +31,9 @@ Backend = Callable[[nib.Nifti1Image], tuple[Mask, dict[str, float]]]
 
 _log = logging.getLogger(__name__)
 _PLAUSIBLE_ML = (600.0, 2500.0)  # adult and child brains; outside: a warning in the row, for the quality control
-_LEAST_CORRELATION = 0.5  # with the template's head: {SEE}
+_LEAST_CORRELATION = (
+    0.5  # with the template's head: real heads 0.59 and more; noise, blobs, heads upside down below 0.48
+)
 _BRIGHTEST = 20.0  # times the brain's median: brighter voxels are spikes, which filters would spread; vessels reach 7
 _DARKER = 0.01  # of the brain's voxels: so many below the background are no noise
 
@@ -190,8 +192,8 @@ def _warnings(brain_ml: float, backend: str, modality: str, figures: Mapping[str
         yield f"the template backend is made for T1w, not {modality}; synthstrip takes any contrast"
     if (correlation := figures.get("template_correlation", 1.0)) < _LEAST_CORRELATION:
         yield (
-            f"it hardly agrees with the template (correlation {correlation:.2f}, of heads above {_LEAST_CORRELATION:g}): look at"
-            " the mask, or try another skull_strip.backend"
+            f"it hardly agrees with the template (correlation {correlation:.2f}, of heads above {_LEAST_CORRELATION:g}):"
+            " look at the mask, or try another skull_strip.backend"
         )
 
 

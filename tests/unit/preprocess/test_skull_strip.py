@@ -17,8 +17,8 @@ from neuromf.meshnet import WeightsError
 from neuromf.preprocess.bias_field import bias_correct_shard
 from neuromf.preprocess.conform import conform_shard
 from neuromf.preprocess.derivatives import mask_path
-from neuromf.preprocess.skull_strip import skull_strip_shard
-from neuromf.preprocess.template import _pseudo_head, template_mask
+from neuromf.preprocess.skull_strip import _warnings, skull_strip_shard
+from neuromf.preprocess.template import _pseudo_head, _without_artefacts, template_mask
 from neuromf.shards import ShardError, check_failures
 from neuromf.tables import ManifestRow, Scan
 from neuromf.volume import read_volume
@@ -225,6 +225,38 @@ def test_missing_weights_stop_the_stage(tmp_path: Path, monkeypatch: pytest.Monk
         assert strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=True)], backend=backend)
 
 
+@pytest.mark.parametrize("kind", ["slices", "slices_at_both_ends", "voxel", "huge"])
+def test_artefacts_brighter_than_the_head_are_taken_away(kind: str) -> None:
+    head = np.asarray(whole_head().dataobj)
+    spoilt = head.copy()
+    if kind.startswith("slices"):
+        spoilt[:, :, :4] = 20 * 130
+        spoilt[:, :, -4:] = 20 * 130 if kind == "slices_at_both_ends" else spoilt[:, :, -4:]
+    else:
+        spoilt[36, 40, 35] = 1e29 if kind == "huge" else 1e8
+    cleaned = _without_artefacts(spoilt, np.full(3, 3.0))
+    assert cleaned.max() == 130 and (cleaned != head).mean() < 0.12
+    assert np.array_equal(_without_artefacts(head, np.full(3, 3.0)), head)
+
+
+def test_what_holds_no_head_is_a_reason_in_words(tmp_path: Path) -> None:
+    data = {name: np.zeros((40, 44, 40), np.float32) for name in ("slices", "voxel", "noise")}
+    data["slices"][:, :, :4], data["voxel"][20, 20, 20] = 1000, 1e6
+    data["noise"] = np.random.default_rng(0).uniform(0, 4095, (40, 44, 40)).astype(np.float32)
+    for name, values in data.items():
+        nib.save(nib.Nifti1Image(values, np.diag([5, 5, 5, 1])), tmp_path / f"{name}.nii.gz")
+    rows = strip(tmp_path, [Scan(name, None, f"{name}.nii.gz", "T1w") for name in data], backend="template")
+    for name, said in (("slices", "no head stands out"), ("voxel", "no head stands out"), ("noise", "MP2RAGE's UNI")):
+        assert not rows[f"sub-{name}_T1w"].ok and said in rows[f"sub-{name}_T1w"].reason
+        assert "Error" not in rows[f"sub-{name}_T1w"].reason
+
+
+def test_a_low_agreement_with_the_template_is_a_warning() -> None:
+    assert list(_warnings(1300.0, "template", "T1w", {"template_correlation": 0.6})) == []
+    (told,) = _warnings(1300.0, "template", "T1w", {"template_correlation": 0.31})
+    assert "hardly agrees with the template (correlation 0.31" in told
+
+
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
@@ -239,7 +271,7 @@ def test_template_finds_a_tilted_biased_head() -> None:
     image = nib.Nifti1Image(np.pad(data, ((2, 9), (0, 3), (6, 0)))[::-1], np.diag([-4.3, 4.2, 4.0, 1]))
     mask, figures = template_mask(image, 6.0)
     assert dice(mask[::-1], np.pad(truth, ((2, 9), (0, 3), (6, 0)))) > 0.93
-    assert figures["template_dice"] > 0.85
+    assert figures["template_dice"] > 0.85 and figures["template_correlation"] > 0.5
     assert np.array_equal(template_mask(image, 6.0)[0], mask)
 
 
