@@ -28,7 +28,7 @@ _NEAR_ZERO = 0.05  # of the span: a background that counts as 0
 _OVERSHOOT = 0.15  # of the span: how far interpolation reaches beyond a background
 _TWO_SIDED = 0.05  # of the brain on either side of the background's value: z-scores
 
-# The shells of a head, from outside: scalp, skull (dark in every contrast), brain. Of a brain: dark rim, cortex, white matter.
+# The shells of a head, from outside: scalp, skull (dark in every contrast), brain. A brain gets brighter inwards.
 _COARSE = 3.0  # mm
 _OBJECT = 0.12  # of the way from the background to the 99th percentile: more is no background
 _UPPER = 70.0  # mm below the vertex: face and neck have no shells
@@ -99,8 +99,8 @@ def stripped_brain(data: Volume, background: Background) -> Mask:
     mask = above | below
     if mask.mean() > _FULL:
         raise VolumeError(
-            f"{mask.mean():.0%} of the voxels differ from {background.value:g}, the most common value at the border: the scan is"
-            " not skull-stripped; set skull_stripped to false in the cohort's table"
+            f"{mask.mean():.0%} of the voxels differ from {background.value:g}, the most common value at the border: the scan"
+            " is not skull-stripped; set skull_stripped to false in the cohort's table"
         )
     lesser = min(above, below, key=np.count_nonzero)
     if background.tolerance and lesser.any():

@@ -32,7 +32,7 @@ Backend = Callable[[nib.Nifti1Image], tuple[Mask, dict[str, float]]]
 _log = logging.getLogger(__name__)
 _PLAUSIBLE_ML = (600.0, 2500.0)  # adult and child brains; outside: a warning in the row, for the quality control
 _LEAST_CORRELATION = (
-    0.5  # with the template's head: real heads 0.59 and more; noise, blobs, heads upside down below 0.48
+    0.5  # with the template's head: real heads 0.57 and more; noise, blobs, heads upside down below 0.48
 )
 _BRIGHTEST = 20.0  # times the brain's median: brighter voxels are spikes, which filters would spread; vessels reach 7
 _DARKER = 0.01  # of the brain's voxels: so many below the background are no noise
