@@ -99,7 +99,7 @@ def stripped_brain(data: Volume, background: Background) -> Mask:
     mask = above | below
     if mask.mean() > _FULL:
         raise VolumeError(
-            f"{mask.mean():.0%} of the voxels differ from {background.value:g}, the most common value at the border: the scan"
+            f"{mask.mean():.0%} of the voxels differ from {background.value:g}, the border's most common value: the scan"
             " is not skull-stripped; set skull_stripped to false in the cohort's table"
         )
     lesser = min(above, below, key=np.count_nonzero)
