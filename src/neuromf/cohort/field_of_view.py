@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from neuromf.cohort.headers import some
 from neuromf.config import Conform
+from neuromf.intensities import find_background, stripped_brain
 from neuromf.orientation import without_shear
 from neuromf.tables import Cohort, read_manifest
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes
@@ -37,7 +38,9 @@ def stripped_brains(cohort: Cohort) -> list[nib.Nifti1Image]:
     for scan in some([scan for scan in cohort.scans if scan.skull_stripped]):
         with suppress(VolumeError):
             image = without_shear(read_volume(cohort.root / scan.image))
-            brains.append(nib.Nifti1Image((np.asarray(image.dataobj) != 0).astype(np.uint8), image.affine))
+            data = np.asarray(image.dataobj)
+            brain = stripped_brain(data, find_background(data))
+            brains.append(nib.Nifti1Image(brain.astype(np.uint8), image.affine))
     return brains
 
 

@@ -195,6 +195,12 @@ FLAT = FlatFolder(
 )
 
 
+def modality_of(name: str) -> str:
+    """Return the modality that a file's name says at its end (sub-01_FLAIR.nii.gz, IXI002-T1.nii), "" where it says none."""
+    match = re.fullmatch(rf".*[-_.](?P<suffix>{_NAMES})" + _EXTENSION, name, re.IGNORECASE)
+    return MODALITY_OF[match["suffix"].lower()] if match else ""
+
+
 def recognise(paths: Sequence[str]) -> Layout:
     """Return the layout that most paths follow; a flat folder if none is known or one reads twice as many as it does."""
     counts = [(sum(layout.read(path) is not None for path in paths), layout) for layout in LAYOUTS]

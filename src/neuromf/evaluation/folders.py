@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
 
+from neuromf.cohort.layouts import modality_of
 from neuromf.evaluation.features import array_sha256
 from neuromf.evaluation.morphometry import brain_mask
 from neuromf.evaluation.scans import EvaluationError, Grid
+from neuromf.intensities import LARGEST, find_background, kind
 from neuromf.orientation import without_shear
 from neuromf.signatures import absent
 from neuromf.tables import TableError, content_hash, file_sha256, read_json, write_json
@@ -56,6 +58,8 @@ class Found:
     oblique: float  # largest angle in degrees between an axis and the nearest of R, A, S
     shape: tuple[int, int, int]
     voxel_mm: tuple[float, float, float]
+    background: float  # the most common value at the border
+    head: bool  # whether a dark skull lies below its surface: a whole head
     low: float
     high: float
     brain_high: float  # the brain's 99.5th percentile
@@ -90,7 +94,7 @@ def volume_files(folder: Path) -> list[Path]:
 
     Raises:
         EvaluationError: no folder, no NIfTI file in it, a link to a folder (whose volumes would be left out), one volume as
-            .nii and as .nii.gz (it would count twice), a name that no table can hold.
+            .nii and as .nii.gz (it would count twice), a name that no table can hold, names of two modalities.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is no folder; give one that holds NIfTI volumes")
@@ -109,6 +113,10 @@ def volume_files(folder: Path) -> list[Path]:
         if other := known.get(volume_name(path)):
             raise EvaluationError(f"{other} and {path} have one name, so one scan would count twice; remove one")
         known[volume_name(path)] = path
+    by_modality = {modality: path for path in found if (modality := modality_of(path.name))}
+    if len(by_modality) > 1:
+        told = ", ".join(f"{modality} ({path.name})" for modality, path in sorted(by_modality.items()))
+        raise EvaluationError(f"{folder} holds volumes of several modalities: {told}; give each a folder of its own")
     return found
 
 
@@ -153,12 +161,15 @@ def _kept(path: Path) -> dict[str, Any] | None:
 def common_rules(
     sets: Mapping[str, Sequence[Found]], *, spacing_mm: float | None = None, intensity: Intensity = "keep"
 ) -> Rules:
-    """Return how the volumes of all folders are brought to one grid and range.
+    """Return how the volumes of all folders are brought to one grid and range, and tell of whole heads and of folders whose
+    names say different modalities.
 
     Raises:
         EvaluationError: intensities or orientations that cannot be compared, with the file, its values and the remedy.
     """
     every = [found for one in sets.values() for found in one]
+    _tell_heads(sets)
+    _tell_modalities(sets)
     _check_background(every, scaled=intensity == "percentile")
     _check_orientation(sets)
     upper = _common_range(every) if intensity == "keep" else None
@@ -199,6 +210,8 @@ def on_grid(found: Found, rules: Rules) -> NDArray[np.float32]:
     spacings (Cardoso et al. 2015), then interpolated linearly, which leaves the range of intensities.
     """
     data = np.asarray(to_ras(without_shear(read_volume(Path(found.path)))).dataobj, dtype=np.float32)
+    if rules.upper is None:
+        data = data - np.float32(found.background)
     shape = np.array(rules.grid.shape)
     if rules.as_is:
         before = (shape - data.shape) // 2
@@ -208,7 +221,7 @@ def on_grid(found: Found, rules: Rules) -> NDArray[np.float32]:
         data = ndimage.gaussian_filter(data, np.sqrt(np.maximum(ratio**2 - 1, 0) / (8 * math.log(2))))
         first = np.array(found.centroid) - ratio * (shape - 1) / 2
         data = ndimage.affine_transform(data, np.diag(ratio), first, tuple(shape), order=1, mode="constant", cval=0)
-    scale = found.brain_high if rules.upper is None else rules.upper
+    scale = found.brain_high - found.background if rules.upper is None else rules.upper
     return np.clip(data / np.float32(scale), 0, 1)
 
 
@@ -226,8 +239,11 @@ def _look_at(path: Path) -> dict[str, Any]:
     oblique = float(np.degrees(nib.affines.obliquity(image.affine)).max())
     image = to_ras(image)
     data = np.asarray(image.dataobj, dtype=np.float32)
+    background = _background(path, data)
     top = float(np.percentile(data, 99.9))
-    mask = brain_mask(data / top) if top > 0 else np.zeros(data.shape, dtype=bool)
+    mask = (
+        brain_mask((data - background) / (top - background)) if top > background else np.zeros(data.shape, dtype=bool)
+    )
     if mask.sum() < 100:
         raise VolumeError(f"{path} holds no brain (its brightest 0.1 % begin at {top:g}); remove it or export it again")
     sizes = voxel_sizes(image.affine)
@@ -246,12 +262,25 @@ def _look_at(path: Path) -> dict[str, Any]:
         "oblique": round(oblique, 2),
         "shape": tuple(int(n) for n in data.shape),
         "voxel_mm": tuple(round(float(size), 5) for size in sizes),
+        "background": background,
+        "head": kind(data, sizes) == "head",
         "low": float(data.min()),
         "high": float(data.max()),
         "brain_high": float(np.percentile(data[mask], PERCENTILE)),
         "centroid": tuple(float(c) for c in centroid),
         "reach_mm": tuple(float(mm) for mm in reach),
     }
+
+
+def _background(path: Path, data: NDArray[np.float32]) -> float:
+    """Return the value of a volume's background: 0 where its border is noise or brain about there."""
+    try:
+        background = find_background(data)
+    except VolumeError as error:
+        if np.abs(data).max() > LARGEST:
+            raise VolumeError(f"{path}: {error}") from None
+        return 0.0
+    return background.value if background.tolerance == 0 or data.min() < 0 else 0.0
 
 
 def _common_range(every: Sequence[Found]) -> float:
@@ -281,12 +310,42 @@ def _common_range(every: Sequence[Found]) -> float:
 
 
 def _check_background(every: Sequence[Found], *, scaled: bool) -> None:
-    """Refuse volumes whose background cannot be 0: none of their voxels is, or some are below and shall be ``scaled``."""
+    """Refuse volumes whose background is not 0, which the rule `percentile` alone mends, and brains on both sides of it."""
     for found in every:
-        if found.low > TOLERANCE * found.brain_high or (scaled and found.low < -TOLERANCE * found.brain_high):
+        reach = TOLERANCE * (found.brain_high - found.background)
+        if found.low < found.background - reach:
+            raise EvaluationError(
+                f"{found.path} has intensities from {found.low:g} to {found.high:g} about a background of"
+                f" {found.background:g}; shift the brain so that the background is its lowest value, best 0"
+            )
+        if not scaled and abs(found.background) > reach:
+            raise EvaluationError(
+                f"{found.path} has intensities from {found.low:g} to {found.high:g}, its background is {found.background:g};"
+                " shift it so that the background is 0, or pass `--intensity percentile`, which maps the background to 0"
+            )
+        if found.low > found.background + reach:
             raise EvaluationError(
                 f"{found.path} has intensities from {found.low:g} to {found.high:g}; shift it so that the background is 0"
             )
+
+
+def _tell_heads(sets: Mapping[str, Sequence[Found]]) -> None:
+    """Tell of whole heads, by the dark skull below their surface: every figure is meant for brains."""
+    for name, one in sets.items():
+        heads = [found.path for found in one if found.head]
+        if heads:
+            log.warning(
+                "%s: %d of %d volumes are whole heads (%s); the figures are made for stripped brains: strip them first",
+                name, len(heads), len(one), ", ".join(heads[:3]),
+            )  # fmt: skip
+
+
+def _tell_modalities(sets: Mapping[str, Sequence[Found]]) -> None:
+    """Tell of folders whose files' names say different modalities (in one folder, `volume_files` refuses them)."""
+    named = {name: {modality_of(Path(found.path).name) for found in one} - {""} for name, one in sets.items()}
+    if len(set().union(*named.values())) > 1:
+        told = ", ".join(f"{name} {'/'.join(sorted(said))}" for name, said in named.items() if said)
+        log.warning("the files' names say different modalities: %s; compare volumes of one modality", told)
 
 
 def _check_orientation(sets: Mapping[str, Sequence[Found]]) -> None:

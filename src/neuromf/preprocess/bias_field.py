@@ -67,7 +67,7 @@ def bias_field(data: Volume, brain: NDArray[np.bool_], spacing: NDArray[np.float
         spacing: the voxels' edge lengths in mm.
 
     Raises:
-        VolumeError: the mask is empty or hardly any voxel inside it is positive.
+        VolumeError: the mask is empty, hardly any voxel inside it is positive, or N4 breaks down.
     """
     found = ndimage.find_objects(brain.view(np.uint8))
     if not found:
@@ -95,7 +95,11 @@ def _fit(values: Volume, usable: NDArray[np.bool_], spacing: NDArray[np.floating
     n4.SetSplineOrder(_SPLINE_ORDER)
     extent = np.array(signal.GetSize()) * signal.GetSpacing()
     n4.SetNumberOfControlPoints([math.ceil(e / settings.spline_distance_mm) + _SPLINE_ORDER for e in extent])
-    n4.Execute(mean, share > 0.5)
+    try:
+        n4.Execute(mean, share > 0.5)
+    except RuntimeError as error:  # of ITK; its last line says what
+        said = (str(error).strip().splitlines() or ["ITK says no more"])[-1].strip()
+        raise VolumeError(f"N4 broke down on the scan's intensities ({said}); look at the scan and its mask") from None
     return sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(signal)).T
 
 

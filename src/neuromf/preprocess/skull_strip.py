@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from neuromf.config import SkullStrip
 from neuromf.device import choose_device
+from neuromf.intensities import find_background, kind, stripped_brain, zero_level
 from neuromf.meshnet import MeshNet, find_weights, load_meshnet, segment
 from neuromf.orientation import without_shear
 from neuromf.preprocess.derivatives import describe, mask_path, volume_path
@@ -25,12 +26,17 @@ from neuromf.shards import Figures, Task, run_shard
 from neuromf.tables import ManifestRow, Scan, file_sha256, leads_out
 from neuromf.volume import VolumeError, read_volume, to_ras, voxel_sizes, write_volume
 
+Volume = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Backend = Callable[[nib.Nifti1Image], tuple[Mask, dict[str, float]]]
 
 _log = logging.getLogger(__name__)
 _PLAUSIBLE_ML = (600.0, 2500.0)  # adult and child brains; outside: a warning in the row, for the quality control
-_STRIPPED_SHARE = 0.95  # of voxels above zero: more than that is no skull-stripped scan
+_LEAST_CORRELATION = (
+    0.5  # with the template's head: real heads 0.57 and more; noise, blobs, heads upside down below 0.48
+)
+_BRIGHTEST = 20.0  # times the brain's median: brighter voxels are spikes, which filters would spread; vessels reach 7
+_DARKER = 0.01  # of the brain's voxels: so many below the background are no noise
 
 
 def skull_strip_shard(
@@ -54,8 +60,8 @@ def skull_strip_shard(
             they need gigabytes of memory each.
         weights_dir: folder of published weights; default: the environment variable NEUROMF_WEIGHTS.
 
-    Figures of a row: brain_ml, components (of the mask before the largest was kept), backend, warning, and the
-    backend's own.
+    Figures of a row: brain_ml, components (of the mask before the largest was kept), backend, zero (what was subtracted
+    from the intensities), warning, and the backend's own.
 
     Raises:
         WeightsError: the backend's weights are missing or altered.
@@ -90,22 +96,86 @@ def skull_strip_file(
 ) -> Figures:
     """Strip the scan ``inputs[0]``; write the stripped volume (float32) and the mask (uint8), both in RAS.
 
-    A sheared scan is resampled first."""
+    A sheared scan is resampled first. A scan that is skull-stripped already keeps its own border, whatever the backend.
+    Intensities are shifted so that the background is 0 and the brain is not negative.
+
+    Raises:
+        VolumeError: no brain was found; names the scan and says why.
+    """
     scan = read_volume(inputs[0])
-    image = to_ras(without_shear(scan))
-    find_brain = _backend(backend, settings, weights, device)
+    image, find_brain = to_ras(without_shear(scan)), _backend(backend, settings, weights, device)
+    try:
+        return _strip(image, outputs, backend, modality, find_brain, settings, told=scan.extra["warning"])
+    except VolumeError as error:
+        raise VolumeError(f"{inputs[0]}: {error}") from None
+    except (ArithmeticError, LookupError, ValueError) as error:  # of a library, on intensities that it cannot work with
+        _log.exception("%s", inputs[0])
+        raise VolumeError(
+            f"{inputs[0]}: no brain was found, its intensities break the method ({error}); look at the scan"
+        ) from None
+
+
+def _strip(
+    image: nib.Nifti1Image,
+    outputs: Sequence[Path],
+    backend: str,
+    modality: str,
+    find_brain: Backend,
+    settings: SkullStrip,
+    *,
+    told: str,
+) -> Figures:
+    data, spacing = np.asarray(image.dataobj, np.float32), voxel_sizes(image.affine)
+    warnings = [told] if told else []
+    seen = kind(data, spacing)
+    if backend == "none" and seen == "head":
+        raise VolumeError(
+            "a dark skull lies below its surface: a whole head, not skull-stripped; set skull_stripped to false in the"
+            " cohort's table"
+        )
+    if backend != "none" and seen == "brain":
+        backend, find_brain = "none", _none
+        warnings.append(
+            "skull-stripped already, so its own border was kept; set skull_stripped to true in the cohort's table"
+        )
+    zero = find_background(data).value if backend == "none" else zero_level(data)
     mask, figures = find_brain(image)
-    mask, components = _clean(mask, voxel_sizes(image.affine), 0.0 if backend == "none" else settings.border_mm)
-    data = np.asarray(image.dataobj, np.float32)
+    mask, components = _clean(mask, spacing, 0.0 if backend == "none" else settings.border_mm)
     if not np.ptp(data[mask]):
-        raise VolumeError(f"{inputs[0]}: every voxel of the brain found has the same value; look at the scan")
-    brain_ml = round(float(mask.sum() * np.prod(voxel_sizes(image.affine)) / 1000), 2)
-    warning = "; ".join(filter(None, (scan.extra["warning"], _warning(brain_ml, backend, modality))))
-    if warning:
-        _log.warning("%s: %s", inputs[0], warning)
+        raise VolumeError("every voxel of the brain found has the same value; look at the scan")
+    data, zero, changes = _from_zero(data, mask, zero)
+    brain_ml = round(float(mask.sum() * np.prod(spacing) / 1000), 2)
+    warnings += [*changes, *_warnings(brain_ml, backend, modality, figures)]
+    if warnings:
+        _log.warning("%s: %s", outputs[0].name, "; ".join(warnings))
     write_volume(outputs[1], mask, image.affine, np.uint8)
-    write_volume(outputs[0], np.where(mask, data, 0), image.affine, np.float32)
-    return {"brain_ml": brain_ml, "components": float(components), "backend": backend, "warning": warning, **figures}
+    write_volume(outputs[0], data, image.affine, np.float32)
+    about: Figures = {"brain_ml": brain_ml, "components": float(components), "backend": backend, "zero": zero}
+    return about | {"warning": "; ".join(warnings)} | figures
+
+
+def _from_zero(data: Volume, mask: Mask, background: float) -> tuple[Volume, float, list[str]]:
+    """Return the brain above a zero that is the background's value or, where brain is darker, the brain's own lowest (the
+    0.1st percentile); 0 outside. Spikes are cut. Beside it that zero and what there is to tell.
+
+    N4's field is a factor: it has a meaning on values that begin at 0 only.
+    """
+    brain = data[mask]
+    zero = min(background, float(np.percentile(brain, 0.1)))
+    told = []
+    if (share := float((brain < background).mean())) > _DARKER:
+        told.append(
+            f"{share:.0%} of the brain is darker than the background ({background:g}), so the brain's lowest value"
+            f" ({zero:g}) stands for 0"
+        )
+    above = np.maximum(data - np.float32(zero), 0)
+    limit = np.float32(_BRIGHTEST * np.median(above[mask]))
+    if limit > 0 and (spikes := int((above[mask] > limit).sum())):
+        told.append(
+            f"{spikes} voxels of the brain are brighter than {_BRIGHTEST:g} times its median and were cut to that"
+        )
+        above = np.minimum(above, limit)
+    return np.where(mask, above, 0), zero, told
 
 
 def _task(scan: Scan, root: Path, folder: Path, backend: str) -> Task:
@@ -119,13 +189,17 @@ def _task(scan: Scan, root: Path, folder: Path, backend: str) -> Task:
     )
 
 
-def _warning(brain_ml: float, backend: str, modality: str) -> str:
+def _warnings(brain_ml: float, backend: str, modality: str, figures: Mapping[str, float]) -> Iterator[str]:
     low, high = _PLAUSIBLE_ML
     if not low <= brain_ml <= high:
-        return f"brain of {brain_ml:.0f} ml, expected {low:.0f} to {high:.0f}"
+        yield f"brain of {brain_ml:.0f} ml, expected {low:.0f} to {high:.0f}"
     if backend == "template" and modality != "T1w":
-        return f"the template backend is made for T1w, not {modality}; synthstrip takes any contrast"
-    return ""
+        yield f"the template backend is made for T1w, not {modality}; synthstrip takes any contrast"
+    if (correlation := figures.get("template_correlation", 1.0)) < _LEAST_CORRELATION:
+        yield (
+            f"it hardly agrees with the template (correlation {correlation:.2f}, of heads above {_LEAST_CORRELATION:g}):"
+            " look at the mask, or try another skull_strip.backend"
+        )
 
 
 def _clean(mask: Mask, spacing: NDArray[np.floating], border_mm: float) -> tuple[Mask, int]:
@@ -162,14 +236,9 @@ def _backend(name: str, settings: SkullStrip, weights: Path | None, device: str)
 
 
 def _none(image: nib.Nifti1Image) -> tuple[Mask, dict[str, float]]:
-    """The brain of a scan that is stripped already: what is above zero."""
-    mask = np.asarray(image.dataobj) > 0
-    if mask.mean() > _STRIPPED_SHARE:
-        raise VolumeError(
-            f"{100 * mask.mean():.0f} % of the voxels are above zero: the scan is not skull-stripped; set"
-            " skull_stripped to false in the cohort's table"
-        )
-    return mask, {}
+    """The brain of a scan that is stripped already: what differs from the background."""
+    data = np.asarray(image.dataobj, np.float32)
+    return stripped_brain(data, find_background(data)), {}
 
 
 @cache

@@ -23,6 +23,7 @@ from scipy import ndimage
 from skimage.filters import threshold_multiotsu, threshold_otsu
 
 from neuromf.config import BiasField
+from neuromf.intensities import border_noise, zero_level
 from neuromf.preprocess.bias_field import bias_field
 from neuromf.scratch import temporary_folder
 from neuromf.volume import VolumeError, to_ras, voxel_sizes
@@ -38,6 +39,11 @@ _SHELLS = ((2.0, 0.2), (6.0, 0.08), (6.0, 0.9))
 _FAR = 60.0  # mm, the signed distance given to what lies outside the template
 _HEAD_HEIGHT = 170.0  # mm below the vertex: what belongs to the head rather than to the neck
 _PITCHES = (-0.3, 0.0, 0.3)  # rad, nodding angles from which the affine registration starts
+_HEAD_AREA, _HEAD_EXTENT = 2000.0, 60.0  # mm², mm: what stands out in fewer slices of any direction is no head
+_ARTEFACTS = (
+    40  # times that something brighter than the head is taken away: each is several times brighter than the next
+)
+_NOISE = 0.1  # of the intensities' span, at the border: 0.001–0.04 of magnitude images, 0.2–0.3 of MP2RAGE's quotient
 
 # Refinement, in mm; intensities are shares of the white matter's.
 _FINE = 2.0  # voxel size
@@ -58,20 +64,34 @@ def template_mask(image: nib.Nifti1Image, spacing_mm: float) -> tuple[Mask, dict
         spacing_mm: voxel size of the registration.
 
     Returns:
-        The mask and figures: template_dice, the overlap of the registered template's brain with the refined one (low
-        values call for a look).
+        The mask and figures: template_dice, the overlap of the registered template's brain with the refined one, and
+        template_correlation, of the scan's intensities with the registered pseudo-head's (low values call for a look).
 
     Raises:
-        VolumeError: no head stands out from the background.
+        VolumeError: no head stands out from the background, the background is noise as bright as tissue, or the
+            registration breaks down.
     """
     ras = to_ras(image)
-    data, spacing = np.maximum(np.asarray(ras.dataobj, np.float32), 0), voxel_sizes(ras.affine)
+    data, spacing = np.asarray(ras.dataobj, np.float32), voxel_sizes(ras.affine)
+    if (noise := border_noise(data)) > _NOISE:
+        raise VolumeError(
+            f"the background is noise as bright as tissue ({noise:.2f} of the intensities' span), as in MP2RAGE's UNI image;"
+            " give the image with the background suppressed, or strip it and set skull_stripped to true"
+        )
+    data = _without_artefacts(np.maximum(data - np.float32(zero_level(data)), 0), spacing)
     coarse = _resample(data, spacing, spacing_mm)
     head = _pseudo_head(spacing_mm)
-    with temporary_folder(_WARP_BYTES * head.image.numpy().size / 2**20 + 1) as folder:
-        distance = _register(head, coarse, spacing_mm, folder)
+    try:
+        with temporary_folder(_WARP_BYTES * head.image.numpy().size / 2**20 + 1) as folder:
+            distance, correlation = _register(head, coarse, spacing_mm, folder)
+    except RuntimeError as error:  # of ITK
+        raise VolumeError(
+            f"the template's head could not be registered ({_first_line(error)}); look at the scan"
+        ) from None
     fine = _resample(data, spacing, _FINE)
     prior = _onto(distance, spacing_mm, fine.shape, np.full(3, _FINE))
+    if (prior < -_BAND).sum() < 1000:
+        raise VolumeError("the template's head was registered outside the scan; look at the scan")
     brain = _refine(fine, prior)
     overlap = 2 * (brain & (prior < 0)).sum() / max(int(brain.sum() + (prior < 0).sum()), 1)
     smooth = ndimage.gaussian_filter(brain.astype(np.float32), 0.5)
@@ -79,7 +99,37 @@ def template_mask(image: nib.Nifti1Image, spacing_mm: float) -> tuple[Mask, dict
     back = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(ras.affine), nib.orientations.io_orientation(image.affine)
     )
-    return nib.orientations.apply_orientation(mask, back).astype(bool), {"template_dice": round(float(overlap), 4)}
+    return nib.orientations.apply_orientation(mask, back).astype(bool), {
+        "template_dice": round(float(overlap), 4),
+        "template_correlation": round(correlation, 4),
+    }
+
+
+def _without_artefacts(data: Volume, spacing: NDArray[np.floating]) -> Volume:
+    """Return a scan (not negative, background 0) without what is far brighter than the head and no head: spikes, slices.
+
+    What stands out most (Otsu's threshold) is taken away until it is as large as a head in all directions.
+
+    Raises:
+        VolumeError: nothing of the size of a head is left.
+    """
+    areas = np.prod(spacing) / spacing  # mm² of a voxel, across each axis
+    for _ in range(_ARTEFACTS):
+        if not np.ptp(data):
+            break
+        bright = data > threshold_otsu(data)
+        across = [bright.sum(axis=tuple({0, 1, 2} - {axis})) * areas[axis] for axis in range(3)]
+        if all(
+            (slices > _HEAD_AREA).sum() * size >= _HEAD_EXTENT for slices, size in zip(across, spacing, strict=True)
+        ):
+            return data
+        data = np.where(bright, 0, data)
+    raise VolumeError("no head stands out from the background; look at the scan")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "ITK says no more"
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
@@ -112,9 +162,9 @@ def _pseudo_head(spacing_mm: float) -> _Head:
     )
 
 
-def _register(head: _Head, scan: Volume, spacing_mm: float, folder: Path) -> Volume:
-    """Return the template's signed distance to the brain's border (mm), carried over to the scan's grid; transforms are
-    written into ``folder``."""
+def _register(head: _Head, scan: Volume, spacing_mm: float, folder: Path) -> tuple[Volume, float]:
+    """Return the template's signed distance to the brain's border (mm), carried over to the scan's grid, and the
+    correlation of the scan with the pseudo-head after registration; transforms are written into ``folder``."""
     bright = scan > threshold_otsu(scan)
     if not bright.any():
         raise VolumeError("no head stands out from the background")
@@ -137,7 +187,14 @@ def _register(head: _Head, scan: Volume, spacing_mm: float, folder: Path) -> Vol
     distance = ants.apply_transforms(
         moving, head.distance, syn["invtransforms"], whichtoinvert=[True, False], defaultvalue=_FAR
     )
-    return distance.numpy()
+    return distance.numpy(), _correlation(head, syn["warpedmovout"])
+
+
+def _correlation(head: _Head, scan: ants.ANTsImage) -> float:
+    """Return Pearson's r of a registered scan with the pseudo-head inside its region; 0 where the scan is constant."""
+    here = head.region.numpy() > 0.5
+    x, y = head.image.numpy()[here], scan.numpy()[here]
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else 0.0
 
 
 def _affine(head: _Head, moving: ants.ANTsImage, shift: NDArray[np.floating], folder: Path) -> str:

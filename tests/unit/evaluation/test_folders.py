@@ -189,11 +189,47 @@ def test_oblique_volumes_are_told_of(tmp_path, brain, caplog):
     assert "synthetic: 1 of 1 volumes are oblique, by up to 20°" in caplog.text and "real: " not in caplog.text
 
 
-def test_a_background_that_is_not_zero_is_refused_by_the_percentile_rule(tmp_path, write, brain):
+def test_a_background_that_is_not_zero_is_mapped_to_zero_by_the_percentile_rule(tmp_path, write, brain):
     write_volume(tmp_path / "z.nii.gz", brain(0) * 5 - 1, np.eye(4) * 6, np.float32)
+    write("a.nii.gz")
+    shifted, plain = (found_in(tmp_path, name) for name in ("z.nii.gz", "a.nii.gz"))
+    assert shifted[0].background == -1
+    with pytest.raises(EvaluationError, match=r"z\.nii\.gz .* its background is -1; .*--intensity percentile"):
+        common_rules({"real": shifted, "synthetic": plain})
+    rules = common_rules({"real": shifted, "synthetic": plain}, intensity="percentile")
+    assert np.allclose(on_grid(shifted[0], rules), on_grid(plain[0], rules), atol=1e-4)
+
+
+def test_a_brain_on_both_sides_of_its_background_is_refused(tmp_path, brain):
+    data = np.where(brain(0) > 0, (brain(0) - 0.5) * 4, 0)
+    write_volume(tmp_path / "z.nii.gz", data, np.eye(4) * 6, np.float32)
     found = found_in(tmp_path, "z.nii.gz")
-    with pytest.raises(EvaluationError, match=r"z\.nii\.gz .* shift it so that the background is 0"):
-        common_rules({"real": found, "synthetic": found}, intensity="percentile")
+    for intensity in ("keep", "percentile"):
+        with pytest.raises(EvaluationError, match=r"z\.nii\.gz .* about a background of 0; shift the brain"):
+            common_rules({"real": found, "synthetic": found}, intensity=intensity)
+
+
+def test_whole_heads_are_told_of(tmp_path, write, caplog):
+    x, y, z = np.meshgrid(*[np.linspace(-96, 96, 64)] * 3, indexing="ij")
+    radius = np.sqrt((x / 62) ** 2 + (y / 76) ** 2 + (z / 60) ** 2)
+    inside = 0.6 + 0.3 * np.cos(radius * 2) + 0.05 * np.sin(x / 7)
+    head = np.where(radius < 1, inside, np.where(radius < 1.15, 0.05, np.where(radius < 1.28, 0.8, 0)))
+    write_volume(tmp_path / "head.nii.gz", head, np.diag([3.0, 3.0, 3.0, 1.0]), np.float32)
+    write("brain.nii.gz")
+    heads, brains = (found_in(tmp_path, name) for name in ("head.nii.gz", "brain.nii.gz"))
+    assert heads[0].head and not brains[0].head
+    common_rules({"real": heads, "synthetic": brains}, intensity="percentile")
+    assert "real: 1 of 1 volumes are whole heads" in caplog.text and "synthetic: 1 of" not in caplog.text
+
+
+def test_two_modalities_in_a_folder_are_refused_and_in_two_told_of(tmp_path, write, caplog):
+    write("a/sub-1_T1w.nii.gz"), write("b/sub-1_FLAIR.nii.gz"), write("b/other.nii.gz")
+    with pytest.raises(
+        EvaluationError, match=r"several modalities: FLAIR \(sub-1_FLAIR.nii.gz\), T1w .* a folder of its own"
+    ):
+        volume_files(tmp_path)
+    common_rules({name: survey(volume_files(tmp_path / name), tmp_path / "cache", label=name) for name in ("a", "b")})
+    assert "different modalities: a T1w, b FLAIR" in caplog.text
 
 
 def test_what_is_no_scan_is_refused_by_name(tmp_path, brain):
@@ -251,9 +287,8 @@ def test_masks_and_a_bright_background_are_refused(tmp_path, brain):
         found_in(tmp_path, "mask.nii.gz")
     write_volume(tmp_path / "bright.nii.gz", 0.3 + 0.7 * brain(0), np.eye(4) * 6, np.float32)
     found = found_in(tmp_path, "bright.nii.gz")
-    for intensity in ("keep", "percentile"):
-        with pytest.raises(EvaluationError, match=r"bright\.nii\.gz .* shift it so that the background is 0"):
-            common_rules({"real": found, "synthetic": found}, intensity=intensity)
+    with pytest.raises(EvaluationError, match=r"bright\.nii\.gz .* shift it so that the background is 0"):
+        common_rules({"real": found, "synthetic": found})
 
 
 @pytest.mark.parametrize("spacing_mm", [0.05, 100, float("inf")])

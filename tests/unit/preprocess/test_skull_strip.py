@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -18,8 +19,8 @@ from neuromf.meshnet import WeightsError
 from neuromf.preprocess.bias_field import bias_correct_shard
 from neuromf.preprocess.conform import conform_shard
 from neuromf.preprocess.derivatives import mask_path
-from neuromf.preprocess.skull_strip import skull_strip_shard
-from neuromf.preprocess.template import _pseudo_head, template_mask
+from neuromf.preprocess.skull_strip import _warnings, skull_strip_shard
+from neuromf.preprocess.template import _pseudo_head, _without_artefacts, template_mask
 from neuromf.shards import ShardError, check_failures
 from neuromf.tables import ManifestRow, Scan, StorageError
 from neuromf.volume import read_volume
@@ -44,6 +45,19 @@ def stripped(shape: tuple[int, ...] = (60, 70, 56), size: float = 3.0, dtype: st
     data[tuple(n // 2 for n in shape)] = 0
     data[2, 2, 2] = 5
     return nib.Nifti1Image(data.astype(dtype), affine)
+
+
+def whole_head() -> nib.Nifti1Image:
+    """The brain of `stripped` in a dark skull and a bright scalp, without noise."""
+    brain, size = stripped((72, 80, 70)), 3.0
+    outside = ndimage.distance_transform_edt(brain.get_fdata() == 0, sampling=size)
+    data = np.where(outside == 0, brain.get_fdata(), np.where(outside <= 8, 15, np.where(outside <= 15, 130, 0)))
+    return nib.Nifti1Image(data.astype(np.float32), brain.affine)
+
+
+def largest(mask: np.ndarray) -> np.ndarray:
+    labels = ndimage.label(mask)[0]
+    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
 
 
 def strip(root: Path, scans: list[Scan], workers: int = 1, **settings: object) -> dict[str, ManifestRow]:
@@ -129,10 +143,72 @@ def test_faulty_scans_are_rows_with_reasons(tmp_path: Path, workers: int) -> Non
 
 
 def test_scans_that_are_not_stripped_are_told(tmp_path: Path) -> None:
-    image = stripped()
-    nib.save(nib.Nifti1Image(image.get_fdata().astype(np.float32) + 1, image.affine), tmp_path / "a.nii.gz")
-    row = strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=True)])["sub-a_T1w"]
-    assert not row.ok and "set skull_stripped to false" in row.reason
+    nib.save(whole_head(), tmp_path / "head.nii.gz")
+    full = stripped().get_fdata()[20:40, 20:50, 18:38].astype(np.float32)
+    full += np.random.default_rng(0).random(full.shape, np.float32)
+    nib.save(nib.Nifti1Image(full, np.eye(4)), tmp_path / "full.nii.gz")
+    rows = strip(
+        tmp_path, [Scan(name, None, f"{name}.nii.gz", "T1w", skull_stripped=True) for name in ("head", "full")]
+    )
+    assert not rows["sub-head_T1w"].ok and "whole head" in rows["sub-head_T1w"].reason
+    assert "set skull_stripped to false" in rows["sub-head_T1w"].reason
+    assert not rows["sub-full_T1w"].ok and "no background" in rows["sub-full_T1w"].reason
+
+
+@pytest.mark.parametrize("backend", ["template", "none"])
+@pytest.mark.parametrize(
+    ("name", "change", "zero", "told"),
+    [
+        ("z", lambda x, brain: np.where(brain, (x - 90) / 30, 0), "lowest", "darker than the background"),
+        ("zall", lambda x, brain: np.where(brain, (x - 60) / 40 + 1.5, -0.43), -0.43, ""),
+        ("unit", lambda x, brain: x / 70 - 1, -1.0, ""),
+        ("noisy", lambda x, brain: x / 70 - 1 + 1e-3 * np.random.default_rng(0).standard_normal(x.shape), -1.0, ""),
+        ("offset", lambda x, brain: x + 1000, 1000.0, ""),
+        ("negative", lambda x, brain: x - 5000, -5000.0, ""),
+        ("bright", lambda x, brain: np.where(brain, x, 400), "lowest", "darker than the background"),
+        (
+            "hot",
+            lambda x, brain: np.where((np.indices(x.shape) == 30).all(axis=0), 1e8, x),
+            0.0,
+            "1 voxels of the brain",
+        ),
+        ("faint", lambda x, brain: x / 1e5, 0.0, ""),
+    ],
+)
+def test_the_whole_brain_comes_out_of_any_scale(
+    tmp_path: Path, backend: str, name: str, change: Callable[..., np.ndarray], zero: float | str, told: str
+) -> None:
+    """A stripped scan, whether the table says so or not, through all three stages: no voxel is lost, no value negative."""
+    image, truth = stripped(), ndimage.binary_fill_holes(largest(stripped().get_fdata() > 0))
+    data = image.get_fdata() * truth
+    nib.save(nib.Nifti1Image(change(data, truth).astype(np.float32), image.affine), tmp_path / f"{name}.nii.gz")
+    scans = [Scan(name, None, f"{name}.nii.gz", "T1w", skull_stripped=backend == "none")]
+    (row,) = strip(tmp_path, scans, backend="template").values()
+    assert row.ok, row.reason
+    assert row.figures["backend"] == "none" and told in str(row.figures["warning"])
+    assert ("set skull_stripped to true" in str(row.figures["warning"])) == (backend == "template")
+    assert zero == "lowest" or row.figures["zero"] == pytest.approx(zero, abs=0.01)
+    volume, mask = result(tmp_path, row)
+    found = mask.get_fdata()[::-1] > 0
+    assert (found != truth).sum() <= 2e-3 * truth.sum()
+    values = volume.get_fdata()[mask.get_fdata() > 0]
+    assert values.min() >= 0 and values.max() <= 20 * np.median(values) * (1 + 1e-6)
+    manifests = tmp_path / "out" / "manifests"
+    upstream, n4 = (manifests / stage / "shard-0000.tsv" for stage in ("skull_strip", "bias_correct"))
+    (row,) = bias_correct_shard(scans, upstream, tmp_path / "out", n4, QUICK_N4, code="c", workers=1)
+    assert row.ok, row.reason
+    settings, manifest = Conform(shape=(48, 56, 48), spacing_mm=3.0), manifests / "conform" / "shard-0000.tsv"
+    (row,) = conform_shard(scans, n4, tmp_path / "out", manifest, settings, code="c", workers=1)
+    assert row.ok and row.figures["brain_ml"] == pytest.approx(truth.sum() * 0.027, rel=0.02)
+
+
+def test_numbers_beyond_all_intensities_are_a_reason_in_words(tmp_path: Path) -> None:
+    data = stripped().get_fdata().astype(np.float32)
+    data[30, 30, 30] = 3e38
+    nib.save(nib.Nifti1Image(data, stripped().affine), tmp_path / "a.nii.gz")
+    for backend, marked in (("none", True), ("template", False)):
+        row = strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=marked)], backend=backend)["sub-a_T1w"]
+        assert not row.ok and "1 voxels lie beyond" in row.reason and "a.nii.gz" in row.reason
 
 
 def test_implausible_volumes_are_warned_about(tmp_path: Path) -> None:
@@ -187,6 +263,38 @@ def test_missing_weights_stop_the_stage(tmp_path: Path, monkeypatch: pytest.Monk
         assert strip(tmp_path, [Scan("a", None, "a.nii.gz", "T1w", skull_stripped=True)], backend=backend)
 
 
+@pytest.mark.parametrize("kind", ["slices", "slices_at_both_ends", "voxel", "huge"])
+def test_artefacts_brighter_than_the_head_are_taken_away(kind: str) -> None:
+    head = np.asarray(whole_head().dataobj)
+    spoilt = head.copy()
+    if kind.startswith("slices"):
+        spoilt[:, :, :4] = 20 * 130
+        spoilt[:, :, -4:] = 20 * 130 if kind == "slices_at_both_ends" else spoilt[:, :, -4:]
+    else:
+        spoilt[36, 40, 35] = 1e29 if kind == "huge" else 1e8
+    cleaned = _without_artefacts(spoilt, np.full(3, 3.0))
+    assert cleaned.max() == 130 and (cleaned != head).mean() < 0.12
+    assert np.array_equal(_without_artefacts(head, np.full(3, 3.0)), head)
+
+
+def test_what_holds_no_head_is_a_reason_in_words(tmp_path: Path) -> None:
+    data = {name: np.zeros((40, 44, 40), np.float32) for name in ("slices", "voxel", "noise")}
+    data["slices"][:, :, :4], data["voxel"][20, 20, 20] = 1000, 1e6
+    data["noise"] = np.random.default_rng(0).uniform(0, 4095, (40, 44, 40)).astype(np.float32)
+    for name, values in data.items():
+        nib.save(nib.Nifti1Image(values, np.diag([5, 5, 5, 1])), tmp_path / f"{name}.nii.gz")
+    rows = strip(tmp_path, [Scan(name, None, f"{name}.nii.gz", "T1w") for name in data], backend="template")
+    for name, said in (("slices", "no head stands out"), ("voxel", "no head stands out"), ("noise", "MP2RAGE's UNI")):
+        assert not rows[f"sub-{name}_T1w"].ok and said in rows[f"sub-{name}_T1w"].reason
+        assert "Error" not in rows[f"sub-{name}_T1w"].reason
+
+
+def test_a_low_agreement_with_the_template_is_a_warning() -> None:
+    assert list(_warnings(1300.0, "template", "T1w", {"template_correlation": 0.6})) == []
+    (told,) = _warnings(1300.0, "template", "T1w", {"template_correlation": 0.31})
+    assert "hardly agrees with the template (correlation 0.31" in told
+
+
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
@@ -201,7 +309,7 @@ def test_template_finds_a_tilted_biased_head() -> None:
     image = nib.Nifti1Image(np.pad(data, ((2, 9), (0, 3), (6, 0)))[::-1], np.diag([-4.3, 4.2, 4.0, 1]))
     mask, figures = template_mask(image, 6.0)
     assert dice(mask[::-1], np.pad(truth, ((2, 9), (0, 3), (6, 0)))) > 0.93
-    assert figures["template_dice"] > 0.85
+    assert figures["template_dice"] > 0.85 and figures["template_correlation"] > 0.5
     assert np.array_equal(template_mask(image, 6.0)[0], mask)
 
 
