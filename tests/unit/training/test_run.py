@@ -281,9 +281,7 @@ def test_sigkill_at_any_moment_is_resumed(undisturbed: Path, tmp_path: Path) -> 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
     while not list((tmp_path / "checkpoints").glob("update-*")) and process.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
