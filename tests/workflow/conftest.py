@@ -14,7 +14,7 @@ from builders import BROKEN, REDONE, RUNS, SCANS, Project, Removed, Written, wri
 from neuromf.shards import finished_scans
 
 COHORT, RELEASE = "results/cohorts/study", "results/releases/first"
-BIAS_CORRECTED = f"{COHORT}/preprocessed/manifests/bias_correct/shard-*.tsv"
+BIAS_CORRECTED = f"{COHORT}/preprocessed/manifests/bias_correct/shard-000[01].tsv"  # 2: broken scans only
 AGAIN = ("--forcerun", "bias_correct")  # the jobs of the shards that are finished too
 KILLED_AT = (  # one after another, on the run's own way; every second time with the jobs, else these outlive the workflow
     (Written(f"{COHORT}/preprocessed/sub-*/anat/*desc-brain_T1w.nii.gz", 2), ()),  # amid a shard
