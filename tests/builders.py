@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,41 @@ BROKEN = ("truncated", "fourdim", "zero", "nan", "tiny", "text", "folder")
 
 
 WORKFLOW = ("Snakefile", "rules", "workflow_scripts", "profiles", "envs", "config", "src", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The moment at which ``number`` files of a glob pattern have appeared, or been written again, since the start."""
+
+    pattern: str
+    number: int = 1
+
+    def __call__(self, folder: Path) -> Callable[[], bool]:
+        before = _stamps(folder, self.pattern)
+        return lambda: len(_stamps(folder, self.pattern).items() - before.items()) >= self.number
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The moment at which a file of a glob pattern is gone: Snakemake removes what a job made before it does it again."""
+
+    pattern: str
+
+    def __call__(self, folder: Path) -> Callable[[], bool]:
+        before = _stamps(folder, self.pattern)
+        assert before, f"{self.pattern} is not there yet"
+        return lambda: bool(before.keys() - _stamps(folder, self.pattern).keys())
+
+
+def _stamps(folder: Path, pattern: str) -> dict[Path, int]:
+    stamps = {}
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            stamps[path] = path.stat().st_mtime_ns
+    return stamps
+
+
+Moment = Written | Removed
 
 
 @dataclass(frozen=True)
@@ -64,13 +101,13 @@ class Project:
             assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
         return done
 
-    def snakemake_killed(self, when: str | float, *, with_jobs: bool = False, timeout: float = 600) -> None:
-        """Start the workflow and SIGKILL it (its jobs too): when a file of a glob pattern exists, or after seconds."""
+    def snakemake_killed(self, moment: Moment, *arguments: str, with_jobs: bool = False) -> None:
+        """Start the workflow and SIGKILL it (its jobs too) at a moment of its own progress."""
         log = self.folder / "killed.log"
-        process = self.started(log)
-        began = time.monotonic()
-        while not any(self.folder.glob(when)) if isinstance(when, str) else time.monotonic() < began + when:
-            assert process.poll() is None and time.monotonic() < began + timeout, log.read_text()
+        reached = moment(self.folder)
+        process = self.started(log, *arguments)
+        while not reached():
+            assert process.poll() is None, f"it ended before {moment}: {log.read_text()[-8000:]}"
             time.sleep(0.02)
         if with_jobs:
             os.killpg(process.pid, signal.SIGKILL)

@@ -55,7 +55,7 @@ from neuromf.training.checkpoint import (
 from neuromf.training.logbook import Table
 from neuromf.volume import VolumeError, read_labels, read_volume, write_volume
 
-SECONDS, MEMORY = 20, 2**31  # of one attempt: longer is a hang, more a blow-up
+SECONDS, MEMORY = 20, 2**31  # of processor time and bytes of one attempt: longer is a hang, more a blow-up
 ODD_VALUES = (
     None, True, -1, 0, 1.5, 10**30, 1e308, "", "x", "../../etc", "NaN", "é\u2028\x00", "9" * 5000, [], {}, [[]], [None] * 3,
     {"a": 1},
@@ -108,23 +108,23 @@ class Reader:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise TimeoutError after some seconds and MemoryError beyond some memory more than there is in use."""
+    """Raise TimeoutError after some seconds of processor time and MemoryError beyond some memory more than is in use."""
 
     def late(*_: object) -> None:
         raise TimeoutError(f"no answer in {SECONDS} s")
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, late)
-    started = time.monotonic()
+    before, handler = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGPROF, late)
+    started = time.process_time()
     try:
         resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY, before[1]))
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
         resource.setrlimit(resource.RLIMIT_AS, before)
-    if time.monotonic() - started > SECONDS:  # the alarm rang where errors are lost, as in a callback
+    if time.process_time() - started > SECONDS:  # the alarm rang where errors are lost, as in a callback
         late()
 
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import BROKEN, REDONE, RUNS, SCANS, Project, write_scan
+from builders import BROKEN, REDONE, RUNS, SCANS, Project, Removed, Written, write_scan
 
-from neuromf import tables
+from neuromf.shards import finished_scans
 
-MANIFESTS = "results/cohorts/study/preprocessed/manifests"
-KILLED_AT = (  # the moment each of these appears, and a random one before it; each call goes on
-    "results/cohorts/study/preprocessed/sub-p03/anat/*desc-brain_T1w.nii.gz",  # amid a shard
-    f"{MANIFESTS}/bias_correct/shard-0000.tsv",
-    "results/cohorts/study/latents/smoke/shard-0000.safetensors",  # written, its manifest not yet
-    "results/releases/first/latent_statistics.json",
-    "results/releases/first/checkpoints/*/*",  # amid a training
-    "results/releases/first/runs/meanflow/seed-0/model.json",
-    "results/releases/first/samples/*/seed-0/nfe-*/*",
-    "results/releases/first/samples/*/seed-0/nfe-*/*_T1w.nii.gz",  # amid decoding
-    "results/releases/first/evaluation/**/*.json",
-    "results/releases/first/evaluation/metrics.json",
+COHORT, RELEASE = "results/cohorts/study", "results/releases/first"
+BIAS_CORRECTED = f"{COHORT}/preprocessed/manifests/bias_correct/shard-000[01].tsv"  # 2: broken scans only
+AGAIN = ("--forcerun", "bias_correct")  # the jobs of the shards that are finished too
+KILLED_AT = (  # one after another, on the run's own way; every second time with the jobs, else these outlive the workflow
+    (Written(f"{COHORT}/preprocessed/sub-*/anat/*desc-brain_T1w.nii.gz", 2), ()),  # amid a shard
+    (Written(f"{COHORT}/preprocessed/sub-*/anat/*desc-n4_T1w.nii.gz", 2), ()),
+    (Written(BIAS_CORRECTED), ()),  # whole, and its job is not done yet for Snakemake
+    (Removed(BIAS_CORRECTED), AGAIN),
+    (Written(f"{COHORT}/preprocessed/sub-*/anat/*desc-preproc_T1w.nii.gz", 3), ()),
+    (Written("results/codecs/smoke/checkpoints/checkpoint.safetensors"), ()),  # amid the codec's training
+    (Written(f"{COHORT}/latents/smoke/.shard-*.parts/*"), ()),  # amid encoding
+    (Written(f"{RELEASE}/checkpoints/*/update-*"), ()),  # amid a training
+    (Written(f"{RELEASE}/runs/*/seed-0/model.json"), ()),
+    (Written(f"{RELEASE}/samples/*/seed-0/nfe-*/latents.safetensors"), ()),
+    (Written(f"{RELEASE}/samples/*/seed-0/nfe-*/*_T1w.nii.gz"), ()),  # amid decoding
+    (Written(f"{RELEASE}/evaluation/parts/*.json", 2), ()),
 )
 
 
@@ -63,7 +66,7 @@ def add_broken_scans(root) -> None:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, bids) -> Project:
-    """A finished smoke run on good and broken scans, killed many times on the way. Tests work on copies of it."""
+    """A finished smoke run on good and broken scans, killed in every stage on the way. Tests work on copies of it."""
     project = Project(tmp_path_factory.mktemp("project"))
     root = project.folder / "bids"
     shutil.copytree(bids, root)
@@ -75,13 +78,9 @@ def finished(tmp_path_factory, bids) -> Project:
     project.configure(preset="smoke", release="first", runs=RUNS, max_failed_fraction=0.5)
     seen: dict[str, int] = {}
     redone: list[str] = []
-    chance = random.Random(0)
-    for number, moment in enumerate(KILLED_AT):
-        for by_chance in (True, False):
-            past = any(project.folder.glob(moment))
-            when = chance.uniform(1, 12) if by_chance or past else moment
-            project.snakemake_killed(when, with_jobs=number % 2 == 0)
-            redone += note_finished(project, seen)
+    for number, (moment, arguments) in enumerate(KILLED_AT):
+        project.snakemake_killed(moment, *arguments, with_jobs=number % 2 == 0)
+        redone += note_finished(project, seen)
     project.snakemake()
     redone += note_finished(project, seen)
     (project.folder / REDONE).write_text(json.dumps({"finished": sorted(seen), "redone": redone}))
@@ -95,14 +94,16 @@ def project(finished, tmp_path_factory) -> Project:
 
 
 def note_finished(project: Project, seen: dict[str, int]) -> list[str]:
-    """Add the files of finished shards to ``seen``; return those that were there and have been written again."""
+    """Add the files of finished scans to ``seen``; return those that were there and have been written again or are gone.
+
+    It goes by the journals: a manifest may be gone, since Snakemake removes it before its job runs again, and a job
+    that finds its scans done writes none of them.
+    """
     results = project.folder / "results"
-    finished = {}
-    for manifest in results.glob("cohorts/*/preprocessed/manifests/*/shard-*.tsv"):
-        for row in tables.read_manifest(manifest):
-            if row.ok:
-                file = (manifest.parent / row.file).resolve()
-                finished[str(file.relative_to(results))] = file.stat().st_mtime_ns
-    again = [name for name, before in seen.items() if finished.get(name) != before]
-    seen.update(finished)
+    now = {name: (results / name).stat().st_mtime_ns if (results / name).is_file() else None for name in seen}
+    again = [name for name, before in seen.items() if now[name] != before]
+    for journal in results.glob("cohorts/*/preprocessed/manifests/*/.shard-*.journal"):
+        manifest = journal.with_name(f"{journal.stem.removeprefix('.')}.tsv")
+        for file in finished_scans(manifest).values():
+            seen[str(file.resolve().relative_to(results.resolve()))] = file.stat().st_mtime_ns
     return again

@@ -287,8 +287,7 @@ def test_a_killed_shard_resumes(tmp_path: Path, shard: Shard) -> None:
     )
     job = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
     journal = shard.manifest.with_name(".shard-0000.journal")
-    deadline = time.monotonic() + 60
-    while (not journal.exists() or journal.read_text().count("\n") < 2) and time.monotonic() < deadline:
+    while (not journal.exists() or journal.read_text().count("\n") < 2) and job.poll() is None:
         time.sleep(0.02)
     os.kill(job.pid, signal.SIGKILL)
     job.wait()
@@ -299,6 +298,67 @@ def test_a_killed_shard_resumes(tmp_path: Path, shard: Shard) -> None:
     worked, rows = shard(todo)
     assert len(worked) == 6 - finished
     assert all(row.ok for row in rows.values())
+
+
+# A job of one worker that is killed before or after the n-th call of a function of `neuromf.shards`.
+KILLED_JOB = """
+import os, signal, sys
+from functools import partial
+from pathlib import Path
+
+folder, manifest, step, when, number = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:5], int(sys.argv[5])
+sys.path.insert(0, str(folder / "code"))
+import a_stage
+from neuromf import shards
+
+function, calls = getattr(shards, step), []
+
+def killed(*arguments, **named):
+    calls.append(arguments)
+    if len(calls) == number and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = function(*arguments, **named)
+    if len(calls) == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(shards, step, killed)
+todo = [shards.Task(f"s{i}", (folder / f"s{i}.in",), (folder / "out" / f"s{i}.txt",)) for i in range(3)]
+work = partial(a_stage.double, log=str(folder / "killed.txt"))
+shards.run_shard(todo, work, manifest, settings={"a": 1}, code="v1", workers=1, label="t")
+"""
+FINISHED = [
+    ("write_manifest", "before", 1),
+    ("write_manifest", "after", 1),
+    ("write_text", "before", 1),
+    ("write_text", "after", 1),
+]
+
+
+def kill_at(folder: Path, manifest: Path, step: tuple[str, str, int]) -> None:
+    """Run the job as a workflow does, which removes the declared output first, and have it killed."""
+    manifest.unlink(missing_ok=True)
+    arguments = [sys.executable, "-c", KILLED_JOB, str(folder), str(manifest), *map(str, step)]
+    assert subprocess.run(arguments, stderr=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("step", [("_append", "before", 2), ("_append", "after", 2), *FINISHED])
+def test_killed_at_any_step_a_shard_makes_at_most_the_scan_in_hand_again(
+    tmp_path: Path, shard: Shard, step: tuple[str, str, int]
+) -> None:
+    """However often: a finished shard whose job runs again is killed at every step too."""
+    todo = tasks(tmp_path, {f"s{i}": str(i) for i in range(3)})
+    kill_at(tmp_path, shard.manifest, step)
+    written, finished = {path.stem for path in (tmp_path / "out").iterdir()}, set(finished_scans(shard.manifest))
+    assert finished <= written and len(written - finished) == (step == ("_append", "before", 2))
+    worked, _ = shard(todo)
+    assert set(worked) == {"s0", "s1", "s2"} - finished
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    for again in FINISHED:
+        kill_at(tmp_path, shard.manifest, again)
+    assert shard(todo)[0] == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_check_failures(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ NETWORK = {
     "residual_blocks": 1,
     "norm_groups": 4,
 }
-TRAIN = {"updates": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup_updates": 2, "gradient_clip": 1e9}
+# So small a learning rate that what rounding does to AdamW's first updates (their size is the same however small a gradient
+# is) stays far below what the updates do: at 1e-2 it grows to some percent, more or less on each kind of processor.
+TRAIN = {"updates": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup_updates": 2, "gradient_clip": 1e9}
 EVERY = {"log_every": 2, "checkpoint_every": 1, "keep_checkpoints": 9, "validate_every": 3, "guard": {"window": 2}}
 STATISTICS = {"mean": [1.0, 0.0, -1.0, 2.0], "std": [2.0, 1.0, 0.5, 3.0]}
 CHANGED = {"flip_left_right": 0.5, "mixup": 0.5, "noise": 0.5}
@@ -113,7 +114,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(one: Path, two: Path) -> None:
-    """The first moments after one update are a tenth of its gradient."""
+    """The first moments after one update are a tenth of its gradient; the figures are of all updates, so of weights too."""
     gradients, others = (
         {name: value * 10 for name, value in checkpoint(folder, 1).items() if name.endswith("exp_avg")}
         for folder in (one, two)
@@ -123,7 +124,7 @@ def compare(one: Path, two: Path) -> None:
         assert torch.allclose(others[name], gradient, rtol=0, atol=1e-6), name
     assert apart(one, two) < 0.05
     for row, other in zip(metrics(one), metrics(two), strict=True):
-        assert [float(v) for v in other if v] == pytest.approx([float(v) for v in row if v], rel=2e-2, abs=1e-3)
+        assert [float(v) for v in other if v] == pytest.approx([float(v) for v in row if v], rel=1e-3, abs=1e-5)
 
 
 def test_two_ranks_equal_one_process_with_the_joint_batch(two: Path, tmp_path: Path) -> None:
@@ -156,11 +157,11 @@ def test_a_signal_to_any_rank_saves_and_ends_all_and_the_run_goes_on(
 def test_a_rank_that_is_killed_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[str]]
 ) -> None:
+    """Soon: ranks wait two hours for one another, which is more than the limit of a test."""
     at_update(monkeypatch, 2, lambda: os.kill(started[0].pid, signal.SIGKILL))
-    began = time.monotonic()
     with pytest.raises(RankError, match="rank 1 of the training ended with exit code -9"):
         train(tmp_path, config(2))
-    assert time.monotonic() - began < 120 and not torch.distributed.is_initialized()
+    assert not torch.distributed.is_initialized()
 
 
 def test_batches_that_cannot_be_dealt_evenly_are_refused() -> None:

@@ -281,9 +281,7 @@ def test_sigkill_at_any_moment_is_resumed(undisturbed: Path, tmp_path: Path) -> 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
     while not list((tmp_path / "checkpoints").glob("update-*")) and process.poll() is None:
-        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -458,15 +456,23 @@ def test_recomputed_activations_change_no_weight_and_no_checkpoint(
     assert same(weights(undisturbed), weights(tmp_path / "switched"))
 
 
+def first_gradients(folder: Path) -> dict[str, torch.Tensor]:
+    """The first moments after one update are a tenth of its gradient; AdamW makes steps of what is rounding alone."""
+    saved = load_file(folder / "checkpoints" / "update-00000001.safetensors")
+    return {name: 10 * value for name, value in saved.items() if name.endswith("exp_avg")}
+
+
 def test_a_compiled_run_trains_and_validates_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traced = partial(whole_graph, backend="aot_eager")  # inductor takes minutes
     monkeypatch.setattr("neuromf.training.module.whole_graph", traced)
     level = {"channels": [4], "attention": [False], "head_channels": [0]}
     for name in ("plain", "compiled"):
-        train(tmp_path / name, config(network=level, train={"updates": 1, "compile": name == "compiled"}))
-    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
-    assert plain.keys() == compiled.keys()
-    assert all(torch.allclose(plain[name], compiled[name], atol=1e-6) for name in plain)
+        settings = {"updates": 1, "learning_rate": 1e-4, "compile": name == "compiled"}
+        train(tmp_path / name, config(network=level, train=SETTINGS["train"] | settings))
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
+    plain, compiled = (first_gradients(tmp_path / name) for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys() and max(float(value.abs().max()) for value in plain.values()) > 0.01
+    assert all(torch.allclose(plain[name], compiled[name], rtol=1e-5, atol=1e-6) for name in plain)
     validations = [rows(tmp_path / name / "model" / "val.csv") for name in ("plain", "compiled")]
     assert len(validations[0]) == 4
     for one, other in zip(*validations, strict=True):
