@@ -3,10 +3,12 @@
 import atexit
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from neuromf import config as configuration
-from neuromf import tables
+from neuromf import environment, tables
 from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.lock import remove_stale_locks
 from neuromf.planning.jobs import planned_jobs, write_call
@@ -16,6 +18,10 @@ from neuromf.provenance import code_hash
 from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent
+if refusal := environment.path_refusal(PROJECT):
+    raise WorkflowError(refusal)
+if Path(sys.executable).exists():  # Snakemake writes it into its jobs' command lines as it is (its issue 2645)
+    sys.executable = shlex.quote(sys.executable)
 CONFIG = configuration.load(config, PROJECT / "config" / "presets")
 RELEASE_TABLE = f"config/releases/{CONFIG.release}.tsv"
 RELEASE = tables.read_release(Path(RELEASE_TABLE))
