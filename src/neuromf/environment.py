@@ -45,7 +45,7 @@ def installed_packages() -> dict[str, str]:
 
 
 def path_refusal(checkout: Path) -> str:
-    """Return why NeuroMF cannot run from a checkout in this folder, or "" where it can. A study's own folder may have any name."""
+    """Return why NeuroMF cannot run from a checkout in this folder, or ""; a study's own folder may have any name."""
     if found := next((character for character in PATH_BREAKERS if character in str(checkout)), ""):
         return (
             f"{checkout}: NeuroMF does not run from a folder with {found} in its path; move the checkout to another one"
