@@ -52,4 +52,4 @@ def test_a_checkout_that_cannot_run_says_so_at_once(tmp_path):
     project.configure(preset="smoke", release="first")
     done = snakemake(project, Path(sys.executable), REPOSITORY / "src", "--dry-run")
     assert done.returncode == 1
-    assert f"{project.repository}: NeuroMF does not run from a folder with : in its path" in done.stderr
+    assert f"{project.repository}: NeuroMF does not run from a folder with : in its path" in done.stdout + done.stderr
