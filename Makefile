@@ -13,8 +13,8 @@ PYTHON_SOURCES := src workflow_scripts tests benchmarks
 
 .PHONY: install demo test test-units test-workflow slurm check lock generated clean
 
-ifneq (,$(strip $(foreach character,: " $$ ` \,$(findstring $(character),$(CURDIR)))))
-$(error NeuroMF does not run from a folder with one of : " $$ ` \ in its path: move $(CURDIR))
+ifneq (,$(strip $(foreach character,: { } " $$ ` \,$(findstring $(character),$(CURDIR)))))
+$(error NeuroMF does not run from a folder with one of : { } " $$ ` \ in its path: move $(CURDIR))
 endif
 
 install: $(INSTALLED)

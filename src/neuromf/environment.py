@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 
 PYTHONS = ("3.11", "3.12", "3.13")
 PYTHON = "3.11"  # of the conda environment and the containers
-PATH_BREAKERS = (
+# A colon parts PYTHONPATH, Snakemake looks for wildcards in braces, and between double quotes, as pip puts its commands'
+# Python, shells read the rest.
+PATH_BREAKERS = ':{}"$`\\'
     ':"$`\\'  # a colon parts PYTHONPATH; between double quotes, as pip puts its commands' Python, shells read the rest
 )
 LOCK, CONDA = Path("requirements.lock"), Path("envs/neuromf.yaml")

@@ -179,7 +179,9 @@ def _dump(tree: object) -> str:
         if value is None and getattr(type(tree), field, ...) is None:
             named = True  # what follows a field that is left out has its name
             continue
-        if isinstance(tree, ast.JoinedStr):  # 3.12 ends f"{x:{width}}" with an empty constant
+        if isinstance(tree, ast.JoinedStr) and isinstance(
+            value, list
+        ):  # 3.12 ends f"{x:{width}}" with an empty constant
             value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
         texts.append(f"{field}={_dump(value)}" if named else _dump(value))
     return f"{type(tree).__name__}({', '.join(texts)})"

@@ -151,6 +151,6 @@ def test_a_folder_that_shells_take_apart_is_refused_at_once(tmp_path: Path, char
     assert str(folder) in environment.path_refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["a b", "it's", "ümläut", "100%", "br{x}", "star*[a]", "amp&(x),;"])
+@pytest.mark.parametrize("name", ["a b", "it's", "ümläut", "100%", "star*[a]", "amp&(x),;"])
 def test_other_folders_are_not(name: str) -> None:
     assert environment.path_refusal(Path("/home") / name) == ""

@@ -27,7 +27,7 @@ def snakemake(project: Project, python: Path, sources: Path, *arguments: str) ->
     )
 
 
-@pytest.mark.parametrize("name", ["my group", "it's (100%) ünusual & {odd}"])
+@pytest.mark.parametrize("name", ["my group", "it's (100%) ünusual & odd"])
 def test_jobs_run_from_a_checkout_and_in_a_study_of_an_awkward_name(tmp_path, name):
     project = Project(tmp_path / f"study of {name}: 2024").with_checkout(tmp_path / name)
     project.folder.mkdir()
