@@ -19,8 +19,6 @@ PYTHON = "3.11"  # of the conda environment and the containers
 # A colon parts PYTHONPATH, Snakemake looks for wildcards in braces, and between double quotes, as pip puts its commands'
 # Python, shells read the rest.
 PATH_BREAKERS = ':{}"$`\\'
-    ':"$`\\'  # a colon parts PYTHONPATH; between double quotes, as pip puts its commands' Python, shells read the rest
-)
 LOCK, CONDA = Path("requirements.lock"), Path("envs/neuromf.yaml")
 _PIN = re.compile(r"^[A-Za-z0-9._-]+==[^\\\n]+", re.MULTILINE)
 
