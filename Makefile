@@ -1,19 +1,31 @@
 # make install: everything a fresh machine needs   make demo: the whole pipeline on the built-in cohort
 # make test: all tests                             make check: style, types, workflow lint, generated files
-PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# The Python of .venv or, without one, the newest that is there, runs (pyenv leaves names that do not) and makes virtual
+# environments (Debian's does with the package python3-venv). PYTHON=… takes another.
+FIT := -c 'import sys, ensurepip, venv; sys.exit(sys.platform != "linux" or not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+PYTHON ?= $(shell for one in $(BIN)/python python3.13 python3.12 python3.11 python3; do \
+	"$$one" $(FIT) >/dev/null 2>&1 && { command -v "$$one"; break; }; done)
 INSTALLED := $(VENV)/.installed
 PYTHON_SOURCES := src workflow_scripts tests benchmarks
 
 .PHONY: install demo test test-units test-workflow slurm check lock generated clean
 
+ifneq (,$(strip $(foreach character,: { } " $$ ` \,$(findstring $(character),$(CURDIR)))))
+$(error NeuroMF does not run from a folder with one of : { } " $$ ` \ in its path: move $(CURDIR))
+endif
+
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "NeuroMF needs Python 3.11: install it (Debian/Ubuntu: apt-get install python3.11 python3.11-venv) or set PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@python="$(PYTHON)"; "$$python" $(FIT) 2>/dev/null || \
+		{ echo "NeuroMF needs Python 3.11, 3.12 or 3.13 with venv on Linux, and $${python:-no python3 found here} is none: install it (Debian/Ubuntu: apt-get install python3-venv; Fedora: dnf install python3.13) or set PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@python="$(PYTHON)"; if [ -e $(BIN)/python ] || [ -L $(BIN)/python ]; then \
+		there=$$($(BIN)/python $(VERSION) 2>/dev/null); wanted=$$("$$python" $(VERSION)); [ "$$there" = "$$wanted" ] || \
+		{ echo "$(VENV) is of Python $${there:-that is gone}, $$python is $$wanted: \`make clean\` first, which removes $(VENV)" >&2; exit 1; }; fi
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -56,8 +68,8 @@ generated: install
 	$(BIN)/snakemake --rulegraph mermaid-js | $(BIN)/python -m neuromf.readme
 
 lock: install
-	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header \
-		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --extra dev --generate-hashes --no-header --no-emit-index-url \
+		--no-emit-find-links --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,10 +3,12 @@
 import atexit
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from neuromf import config as configuration
-from neuromf import tables
+from neuromf import environment, tables
 from neuromf.as_written import written
 from neuromf.codec.weights import codec_identity, perceptual_identity
 from neuromf.cohort.find import find_release
@@ -19,6 +21,10 @@ from neuromf.provenance import code_hash
 from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent
+if refusal := environment.path_refusal(PROJECT):
+    raise WorkflowError(refusal)
+if Path(sys.executable).exists():  # Snakemake writes it into its jobs' command lines as it is (its issue 2645)
+    sys.executable = shlex.quote(sys.executable)
 CONFIG = configuration.load(
     config,
     PROJECT / "config" / "presets",

@@ -33,6 +33,17 @@ BROKEN = ("truncated", "fourdim", "zero", "nan", "tiny", "text", "folder")
 WORKFLOW = ("Snakefile", "rules", "workflow_scripts", "profiles", "envs", "config", "src", "pyproject.toml")
 
 
+def interpreter(version: str) -> str | None:
+    """Return a Python of a version, as "3.12": on the PATH or one of pyenv's, whose names on the PATH may not run."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")))]
+    for one in filter(None, found):
+        asked = [one, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        if subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == version:
+            return one
+    return None
+
+
 @dataclass(frozen=True)
 class Written:
     """The moment at which ``number`` files of a glob pattern have appeared, or been written again, since the start."""

@@ -91,6 +91,8 @@ def examine(workflow: Path, settings: Sequence[str] = ()) -> Iterator[Finding]:
         settings: as `Patient.settings`.
     """
     yield check_python()
+    if refusal := environment.path_refusal(workflow.absolute()):
+        yield Finding("checkout", "blocker", refusal)
     yield check_packages(workflow / environment.LOCK)
     try:
         patient = Patient(workflow, tuple(settings), load_config(workflow, settings))
@@ -139,11 +141,13 @@ def load_config(workflow: Path, settings: Sequence[str]) -> Config:
 
 
 def check_python() -> Finding:
-    """Python is the version that the packages are locked for."""
+    """Python is a version that the packages are locked for."""
     version = ".".join(map(str, sys.version_info[:3]))
-    if version.rpartition(".")[0] == environment.PYTHON:
+    if version.rpartition(".")[0] in environment.PYTHONS:
         return Finding("Python", "ok", version)
-    return Finding("Python", "blocker", version, f"install Python {environment.PYTHON} and run `make install`")
+    return Finding(
+        "Python", "blocker", version, f"install Python {' or '.join(environment.PYTHONS)}, then `make clean install`"
+    )
 
 
 def check_packages(lock: Path) -> Finding:

@@ -12,18 +12,27 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-PYTHON = "3.11"
+from packaging.requirements import Requirement
+
+PYTHONS = ("3.11", "3.12", "3.13")
+PYTHON = "3.11"  # of the conda environment and the containers
+# A colon parts PYTHONPATH, Snakemake looks for wildcards in braces, and between double quotes, as pip puts its commands'
+# Python, shells read the rest.
+PATH_BREAKERS = ':{}"$`\\'
 LOCK, CONDA = Path("requirements.lock"), Path("envs/neuromf.yaml")
-_PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
+_PIN = re.compile(r"^[A-Za-z0-9._-]+==[^\\\n]+", re.MULTILINE)
 
 
-def locked_packages(lock: Path) -> dict[str, str]:
-    """Return name -> version of every package in a lock file that pip-compile wrote.
+def locked_packages(lock: Path, python: str | None = None) -> dict[str, str]:
+    """Return name -> version of every package that a lock file has for a Python, as 3.12; without one, for this one.
 
     Raises:
         ValueError: it locks nothing.
     """
-    packages = {_normal(name): version for name, version in _PIN.findall(lock.read_text(encoding="utf-8"))}
+    where = {"python_version": python, "python_full_version": f"{python}.0"} if python else {}
+    rows = [Requirement(row) for row in _PIN.findall(lock.read_text(encoding="utf-8"))]
+    here = [row for row in rows if row.marker is None or row.marker.evaluate(where)]
+    packages = {_normal(row.name): str(row.specifier).removeprefix("==") for row in here}
     if not packages:
         raise ValueError(f"{lock} locks no package; restore it, or write it again with `make lock`")
     return packages
@@ -33,6 +42,15 @@ def installed_packages() -> dict[str, str]:
     """Return name -> version of every package that this Python imports: the first on its path of those of one name."""
     found = [one for one in importlib.metadata.distributions() if one.name]  # the rest of a broken install has no name
     return {_normal(one.name): one.version for one in reversed(found)}
+
+
+def path_refusal(checkout: Path) -> str:
+    """Return why NeuroMF cannot run from a checkout in this folder, or ""; a study's own folder may have any name."""
+    if found := next((character for character in PATH_BREAKERS if character in str(checkout)), ""):
+        return (
+            f"{checkout}: NeuroMF does not run from a folder with {found} in its path; move the checkout to another one"
+        )
+    return ""
 
 
 def needed_packages() -> set[str]:
@@ -66,7 +84,7 @@ def _normal(name: str) -> str:
 
 
 def main() -> None:
-    wanted = conda_environment(locked_packages(LOCK))
+    wanted = conda_environment(locked_packages(LOCK, PYTHON))
     if "--check" not in sys.argv:
         CONDA.write_text(wanted, encoding="utf-8")
     elif CONDA.read_text(encoding="utf-8") != wanted:

@@ -4,7 +4,7 @@ The hash is taken over abstract syntax trees, from one function through every de
 across modules. So an edited function changes the hash of exactly the stages that can call it; comments, docstrings,
 annotations of arguments, formatting and file times change none. Nor do the declarations of settings and their checks:
 what they come to are values, which the jobs carry as params. Nor does the runner of the shards (`BESIDE`). Nothing is
-imported: sources are only parsed.
+imported: sources are only parsed. Every Python gives the same hash, so that a study goes on with another one.
 """
 
 from __future__ import annotations
@@ -183,8 +183,26 @@ def _names(statement: ast.stmt) -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-def _dump(statement: ast.AST) -> str:
-    return ast.dump(statement, annotate_fields=False, include_attributes=False)
+def _dump(tree: object) -> str:
+    """Return a syntax tree as text, as Python 3.11's ``ast.dump`` does, whose trees later Pythons add to."""
+    if isinstance(tree, list):
+        return f"[{', '.join(map(_dump, tree))}]"
+    if not isinstance(tree, ast.AST):
+        return repr(tree)
+    texts, named = [], False
+    for field in tree._fields:
+        value = getattr(tree, field, None)
+        if field == "kind" or (field == "type_params" and not value):  # the u of u"", and new in 3.12
+            continue
+        if value is None and getattr(type(tree), field, ...) is None:
+            named = True  # what follows a field that is left out has its name
+            continue
+        if isinstance(tree, ast.JoinedStr) and isinstance(
+            value, list
+        ):  # 3.12 ends f"{x:{width}}" with an empty constant
+            value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
+        texts.append(f"{field}={_dump(value)}" if named else _dump(value))
+    return f"{type(tree).__name__}({', '.join(texts)})"
 
 
 class _Bare(ast.NodeTransformer):

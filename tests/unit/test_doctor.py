@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,12 @@ def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_python().status == "ok"
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     assert doctor.check_python().status == "blocker" and "3.11" in doctor.check_python().remedy
+
+
+def test_a_checkout_in_a_folder_that_shells_take_apart_is_a_blocker() -> None:
+    found = [finding for finding in islice(doctor.examine(Path("/data/12:30")), 3) if finding.check == "checkout"]
+    assert [finding.status for finding in found] == ["blocker"] and "/data/12:30: " in found[0].found
+    assert not [one for one in islice(doctor.examine(Path("/data/my study")), 3) if one.check == "checkout"]
 
 
 def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ INSTALLS = (  # as `make install` does
 
 
 def test_the_conda_environment_holds_the_locked_packages() -> None:
-    packages = environment.locked_packages(REPOSITORY / environment.LOCK)
+    packages = environment.locked_packages(REPOSITORY / environment.LOCK, environment.PYTHON)
     written = (REPOSITORY / environment.CONDA).read_text()
     assert written == environment.conda_environment(packages), "run `make generated`"
     python, _, pip = yaml.safe_load(written)["dependencies"]
@@ -39,8 +39,42 @@ def test_make_installs_the_same_way_and_python_is_the_projects() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for command in INSTALLS:
         assert command.removeprefix("python -m pip install --no-cache-dir ") in makefile
+
+
+def test_the_pythons_are_those_of_the_project_and_of_continuous_integration() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"].startswith(f">={environment.PYTHON},")
+    oldest, newest = environment.PYTHONS[0], environment.PYTHONS[-1]
+    assert project["requires-python"] == f">={oldest},<3.{int(newest.removeprefix('3.')) + 1}"
+    named = [one.rpartition(" ")[2] for one in project["classifiers"] if "Python ::" in one]
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())
+    matrix = workflow["jobs"]["check-and-test"]["strategy"]["matrix"]
+    assert tuple(named) == tuple(matrix["python"]) == environment.PYTHONS
+
+
+@pytest.mark.parametrize("python", environment.PYTHONS)
+def test_one_lock_serves_every_python(python: str) -> None:
+    packages = environment.locked_packages(REPOSITORY / environment.LOCK, python)
+    assert environment.needed_packages() <= packages.keys()
+    assert packages["torch"] == "2.12.1" and packages["torchvision"] == "0.27.1"
+    assert ("importlib-resources" in packages) == (python == "3.11")
+
+
+def test_the_lock_has_hashes_and_no_address() -> None:
+    text = (REPOSITORY / environment.LOCK).read_text()
+    assert "://" not in text and "--index-url" not in text and "--find-links" not in text
+    rows = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]
+    assert len(rows) > 100 and all("--hash=sha256:" in row for row in rows)
+
+
+def test_markers_say_which_python_a_row_is_for(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "old==1.0 ; python_full_version < '3.12' and sys_platform == 'linux' \\\n    --hash=sha256:00\n    # via x\n"
+        "new_er==2.0 ; python_full_version >= '3.13'\nall==3.0 \\\n    --hash=sha256:00\n"
+    )
+    assert environment.locked_packages(lock, "3.11") == {"old": "1.0", "all": "3.0"}
+    assert environment.locked_packages(lock, "3.12") == {"all": "3.0"}
+    assert environment.locked_packages(lock, "3.13") == {"new-er": "2.0", "all": "3.0"}
 
 
 def test_apptainer_takes_along_what_the_workflow_needs() -> None:

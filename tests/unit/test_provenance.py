@@ -1,10 +1,15 @@
 """The code hash follows what a function can reach, and nothing else."""
 
+import ast
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
+from builders import REPOSITORY, interpreter
 
-from neuromf import provenance
+from neuromf import environment, provenance
 
 LIBRARY = '''"""Doc."""
 from neuromf.base import helper as h
@@ -135,3 +140,44 @@ def test_git_commit(tmp_path):
     assert provenance.git_commit(tmp_path) is None
     commit = provenance.git_commit(Path(__file__).parent)
     assert commit is None or len(commit.removesuffix("-dirty")) >= 7
+
+
+WIDTH = "FormattedValue(Name('w', Load()), -1)"
+TREES = {  # as Python 3.11's ast.dump writes them
+    "def f(a, *, b=None): pass": "FunctionDef('f', arguments([], [arg('a')], kwonlyargs=[arg('b')], "
+    "kw_defaults=[Constant(None)], defaults=[]), [Pass()], [])",
+    "class C: pass": "ClassDef('C', [], [], [Pass()], [])",
+    'f"{x:>{w}}"': f"FormattedValue(Name('x', Load()), -1, JoinedStr([Constant('>'), {WIDTH}]))",
+    'f"{x:{w}}"': f"FormattedValue(Name('x', Load()), -1, JoinedStr([{WIDTH}]))",
+    '["", None, u"a"]': "List([Constant(''), Constant(None), Constant('a')], Load())",
+}
+
+
+@pytest.mark.parametrize("source", TREES)
+def test_trees_are_written_as_python_3_11_does(source):
+    assert TREES[source] in provenance._dump(ast.parse(source))
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from neuromf.provenance import code_hash
+for line in sys.stdin:
+    script, _, function = line.strip().rpartition(" ")
+    print(code_hash(function, Path(script)))
+"""
+
+
+@pytest.mark.parametrize("version", environment.PYTHONS)
+def test_every_python_gives_the_same_hashes(version):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    rules = "".join(path.read_text() for path in (REPOSITORY / "rules").glob("*.smk"))
+    stages = re.findall(r'code\("(\w+)", "([\w.:]+)"\)', rules)
+    assert len(stages) > 20
+    lines = "".join(f"{REPOSITORY}/workflow_scripts/{script}.py {function}\n" for script, function in stages)
+    sources = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([python, "-c", SHARED], input=lines, env=sources, capture_output=True, text=True, check=True)
+    here = [provenance.code_hash(function, REPOSITORY / f"workflow_scripts/{script}.py") for script, function in stages]
+    assert done.stdout.split() == here
