@@ -305,7 +305,7 @@ class Guard(Section):
     stop_at: float = setting(10.0, "Stop then and export the best weights", gt=1)
     window: int = setting(20, "Updates per mean of the raw loss", ge=1)
     max_skipped: int = setting(
-        20, "Updates in a row skipped for a loss or gradient that is not finite, then stop", ge=1
+        20, "Stop when so many of the last ten windows' updates had no finite loss or gradient and were skipped", ge=1
     )
 
 

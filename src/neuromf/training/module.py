@@ -66,7 +66,7 @@ class FlowModule(lightning.LightningModule):
         output: what the objective gave for the last batch, all ranks' rows of it.
         drawn: its times (r, t), (B,) each.
         gradient_norm: before clipping, of the last batch.
-        skipped: updates without effect since loss or gradient was not finite; ``skipped_in_a_row`` of them the last ones.
+        skipped: updates without effect since loss or gradient was not finite.
     """
 
     def __init__(self, config: Config, seed: int) -> None:
@@ -86,7 +86,7 @@ class FlowModule(lightning.LightningModule):
         self.output: ObjectiveOutput | None = None
         self.drawn: tuple[Tensor, Tensor] | None = None
         self.gradient_norm = torch.tensor(torch.nan)
-        self.skipped = self.skipped_in_a_row = 0
+        self.skipped = 0
 
     def training_step(self, z0: Tensor, batch_index: int) -> Tensor:
         """Return the loss of normalised latents (B, C, D, H, W), or of this rank's rows of rank 0's latents."""
@@ -121,10 +121,8 @@ class FlowModule(lightning.LightningModule):
         assert self.output is not None
         # both are the whole batch's, so all ranks skip together
         finite = torch.isfinite(self.gradient_norm) & torch.isfinite(self.output.loss.detach())
-        if bool(finite):
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        if not bool(finite):
+            self.skipped += 1
             for parameter in self.network.parameters():
                 parameter.grad = None  # so AdamW leaves weights and moments as they are
 

@@ -34,7 +34,6 @@ class Resumption(Callback):
             return
         module.network.load_state_dict(self.progress.part("network."))
         module.update, module.skipped = self.progress.update, self.progress.notes["skipped"]
-        module.skipped_in_a_row = self.progress.notes["skipped_in_a_row"]
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.progress is None:
@@ -107,7 +106,6 @@ class Checkpoints(Callback):
             tensors |= {f"optimizer.{name}.{m}": state[parameter][m] for m in MOMENTS if parameter in state}
         notes = {
             "skipped": module.skipped,
-            "skipped_in_a_row": module.skipped_in_a_row,
             "guard": self.guard.state_dict(),
             "validation": self.validation.state_dict(),
         }
