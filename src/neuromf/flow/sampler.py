@@ -23,10 +23,10 @@ def sample(
         velocity: average velocity u(z, r, t); for one step z0 = ε − u(ε, 0, 1).
         noise: ε, (B, C, …).
         nfe: number of steps, each one evaluation.
-        schedule: times at which the steps begin and end; ``uniform``: evenly from 1 to 0, but no step of an `AverageVelocity`
-            begins below its ``t_min``, where no network was trained: with more than 1/t_min steps all but the last are
-            even from 1 to t_min, and the last one goes from there to 0 (an x-prediction then ends on x̂ exactly). Or
-            nfe + 1 falling numbers from 1 to 0.
+        schedule: times at which the steps begin and end; ``uniform``: evenly from 1 to 0, but no step of an
+            `AverageVelocity` begins below its ``t_min``, where no network was trained: with more than 1/t_min steps all
+            but the last are even from 1 to t_min, and the last one goes from there to 0 (an x-prediction then ends on x̂
+            exactly). Or nfe + 1 falling numbers from 1 to 0.
 
     Raises:
         ValueError: ``nfe`` below 1, an unknown schedule, times that do not fall from 1 to 0 in ``nfe`` steps, or a step that
@@ -59,5 +59,7 @@ def _times(nfe: int, schedule: Literal["uniform"] | Sequence[float], t_min: floa
     if len(times) != nfe + 1 or times[0] != 1 or times[-1] != 0 or any(a <= b for a, b in pairwise(times)):
         raise ValueError(f"schedule is {times}; {nfe} steps need {nfe + 1} times that fall from 1 to 0")
     if times[-2] < t_min:
-        raise ValueError(f"schedule is {times}: the last step begins below t_min = {t_min:g}, where no network was trained")
+        raise ValueError(
+            f"schedule is {times}: the last step begins below t_min = {t_min:g}, where no network was trained"
+        )
     return times

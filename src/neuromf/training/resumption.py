@@ -33,7 +33,8 @@ class Resumption(Callback):
         if self.progress is None:
             return
         module.network.load_state_dict(self.progress.part("network."))
-        module.update, module.skipped = self.progress.update, self.progress.notes["skipped"]
+        module.update, notes = self.progress.update, self.progress.notes
+        module.skipped, module.balance = notes["skipped"], notes["balance"]
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.progress is None:
@@ -106,6 +107,7 @@ class Checkpoints(Callback):
             tensors |= {f"optimizer.{name}.{m}": state[parameter][m] for m in MOMENTS if parameter in state}
         notes = {
             "skipped": module.skipped,
+            "balance": module.balance,
             "guard": self.guard.state_dict(),
             "validation": self.validation.state_dict(),
         }
