@@ -218,7 +218,9 @@ def test_a_logged_row_is_what_its_updates_were(tmp_path: Path) -> None:
         "clipped_share": (torch.tensor(norms) > 1).float().mean(),
         "update_norm": (weight - before).norm() / before.norm(),
         "ema_distance_1": (average - weight).norm() / weight.norm(),
-        "effective_samples": torch.tensor(10.0),
+        "effective_samples": torch.tensor(7.5),  # five latents flipped with probability ½: 5 (1 + ½)
+        "distinct_samples": torch.tensor(10.0),
+        "mf_weight": torch.tensor(1.0),
         "skipped": torch.tensor(0.0),
     }
     for name, value in expected.items():
