@@ -12,7 +12,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from neuromf import __version__
 from neuromf.config import Evaluate
@@ -123,8 +122,8 @@ def evaluate_folders(
         add_spectrum(part, sets[name].spectra, rules.grid.shape, rules.grid.voxel_mm, settings, others)
     add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
     if chosen:
-        real_neighbours = _rows(search_real(sets["real"], sets["real"]).found)
-        neighbours = _rows(nearest_scans(sets["synthetic"], sets["real"]))
+        real_neighbours = _by_features(search_real(sets["real"], sets["real"]).found)
+        neighbours = _by_features(nearest_scans(sets["synthetic"], sets["real"]))
     for segmenter in chosen:
         regions = {
             name: describe_regions(_scans(found[name], sets[name].ids, rules), segmenter, cache, label=name)
@@ -229,9 +228,9 @@ def _describe(
     return join(described)
 
 
-def _rows(nearest: Mapping[str, Nearest]) -> NDArray[np.int64]:
-    """Return the rows (N,) of the nearest scans, by the codec's features where there are any; none for want of scans."""
-    return nearest.get(CODEC, nearest[PIXELS]).index if nearest else np.zeros(0, dtype=np.int64)
+def _by_features(nearest: Mapping[str, Nearest]) -> Nearest | None:
+    """Return the nearest scans by the codec's features, or by pixels where there are none; None for want of scans."""
+    return nearest.get(CODEC, nearest[PIXELS]) if nearest else None
 
 
 def _scans(found: Sequence[Found], ids: Sequence[str], rules: Rules) -> list[Scan]:
