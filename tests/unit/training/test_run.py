@@ -497,7 +497,7 @@ def test_a_run_that_can_make_no_update_stops_with_a_diagnosis(tmp_path: Path) ->
 def test_the_guard_stops_a_climbing_raw_loss_and_exports_the_best(tmp_path: Path) -> None:
     """A rate far too high: q = 1 holds the weighted loss near 2 while the raw loss explodes."""
     changes = {"updates": 60, "learning_rate": 0.5, "warmup_updates": 0, "validate_every": 1, "gradient_clip": 1e9}
-    settings = config(train=changes | {"schedule": "constant", "guard": {"window": 2}})
+    settings = config(flow={"norm_p": 1.0}, train=changes | {"schedule": "constant", "guard": {"window": 2}})
     figures = train(tmp_path, settings)
     assert figures["updates"] < 60 and figures["stopped"].startswith("divergence: raw_")
     validation = [row for row in rows(tmp_path / "model" / "val.csv") if row["average"] != "online"]
@@ -610,7 +610,7 @@ def test_a_run_that_overfits_is_exported_at_its_best(tmp_path: Path, criterion: 
     table = rows(tmp_path / "model" / "val.csv")
     assert figures["updates"] == 60 and figures["stopped"] is None
     value = {row["step"]: float(row["raw_fm"]) + float(row["raw_mf"]) for row in table if row["average"] == "0.05"}
-    assert value["60"] > 1.2 * min(value.values()), "it does overfit"
+    assert value["60"] > 1.05 * min(value.values()), "it does overfit"
     best = figures["best"][criterion]
     assert figures["exported"] == {"average": best["average"], "update": best["update"]}
     assert best["update"] < 60 and same(
