@@ -30,7 +30,7 @@ def followed(half_lives: dict[str, float], values: list[float]) -> tuple[WeightA
 
 def test_the_averages_are_those_of_equation_17() -> None:
     """θ̄ ← d θ̄ + (1 − d) θ with d = min(2^(−1/H), (1 + n)/(10 + n)) after update n, computed by hand."""
-    values = [3.0, -1.0, 4.0, 1.5, 9.0, 2.0]
+    values = [3.0, -1.0, 4.0, 1.5, 9.0, 2.0, 6.5, 3.0, 5.0, 8.0, 9.5, 7.0, 9.0]  # beyond n = 8 a half-life of 1 decides
     averages, _ = followed({"short": 1.0, "long": 100.0}, values)
     for name, half_life in (("short", 1.0), ("long", 100.0)):
         expected = values[0]
