@@ -20,6 +20,7 @@ from neuromf.evaluation.morphometry.regions import (
     RegionSet,
     add_nearest_regions,
     add_region_comparison,
+    add_region_floor,
     add_regions,
     describe_regions,
 )
@@ -36,17 +37,19 @@ def evaluate_real_regions(
     settings: Evaluate,
     *,
     release: str,
+    n: int,
     cache: Path,
     part: Path,
     weights_dir: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Segment a release's real scans and write their regional figures; as floors, train against held-out scans, and each
+    """Segment a release's real scans and write their regional figures; as floors, some of them against the others, and each
     held-out scan against its nearest training scan.
 
     Args:
         real: split → scan id → preprocessed volume.
         nearest: JSON part of `evaluate_reference`, whose scans name each held-out scan's nearest training scan by features.
+        n: volumes of each run, which a floor has too.
         cache: folder of segmentations.
         part: JSON to write, rows of the run ``real``.
         weights_dir, device: where the networks' weights lie and run.
@@ -68,7 +71,7 @@ def evaluate_real_regions(
         scans = every.of_scans(np.arange(len(chosen)))
         held_out = scans.of_scans(~trained)
         add_regions(floor, scans, settings)
-        add_region_comparison(floor, scans.of_scans(trained), held_out, settings)
+        add_region_floor(floor, scans, settings, n)
         add_nearest_regions(floor, held_out, every, *neighbours, settings)
     provenance = _provenance("evaluate_real_regions", segmenters, settings, {"real": real_scans})
     write_parts(part, [floor], provenance)
@@ -117,18 +120,17 @@ def evaluate_sample_regions(
 
 
 def add_folder_regions(
-    part: Part, scans: RegionSet, real: RegionSet, nearest: Nearest | None, settings: Evaluate
+    part: Part, scans: RegionSet, real: RegionSet, nearest: Nearest | None, settings: Evaluate, n: int
 ) -> None:
-    """Add the regional figures of one of two folders; for the real one itself, the floor, a random half of it is compared
-    with the other.
+    """Add the regional figures of one of two folders; for the real one itself, the floor, ``n`` of its scans are compared
+    with the others.
 
     Args:
         nearest: each scan's nearest (other) real one; None where there is none.
     """
     add_regions(part, scans, settings)
     if scans is real:
-        halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(real.ids)), 2)
-        add_region_comparison(part, real.of_scans(halves[0]), real.of_scans(halves[1]), settings)
+        add_region_floor(part, real, settings, n)
     else:
         add_region_comparison(part, scans, real, settings)
     if nearest is not None:

@@ -12,9 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from neuromf.config import Evaluate
-from neuromf.evaluation.inference import mean_estimate, share_estimate
+from neuromf.evaluation.inference import floor_parts, mean_estimate, share_estimate
 from neuromf.evaluation.morphometry.atlas import Atlas
-from neuromf.evaluation.morphometry.compare import asymmetry, compare_volumes, correlation, effect_size, overlaps
+from neuromf.evaluation.morphometry.compare import (
+    asymmetry,
+    compare_volume_draws,
+    correlation,
+    effect_size,
+    overlaps,
+)
 from neuromf.evaluation.morphometry.segmentation import Scan, Segmenter, labels_path, mirrored, segment_scan
 from neuromf.evaluation.morphometry.synthseg import QUALITY_PASS
 from neuromf.evaluation.rows import Part
@@ -121,20 +127,31 @@ def add_region_comparison(part: Part, generated: RegionSet, real: RegionSet, set
         ValueError: the two were segmented by different segmenters.
     """
     _same_segmenter(generated, real)
-    name = generated.segmenter
-    for region in generated.atlas.regions:
-        x, y = generated.volume(region), real.volume(region)
-        for metric, estimate in compare_volumes(x, y, settings).items():
+    _compare(part, [(generated, real)], settings)
+
+
+def add_region_floor(part: Part, real: RegionSet, settings: Evaluate, n: int) -> None:
+    """Add the same of ``n`` real scans, half of them at most, beside the others: means over several draws."""
+    _compare(part, [(real.of_scans(a), real.of_scans(b)) for a, b in floor_parts(len(real.ids), n, settings)], settings)
+
+
+def _compare(part: Part, pairs: Sequence[tuple[RegionSet, RegionSet]], settings: Evaluate) -> None:
+    first, _ = pairs[0]
+    name = first.segmenter
+    for region in first.atlas.regions:
+        volumes = [(x.volume(region), y.volume(region)) for x, y in pairs]
+        for metric, estimate in compare_volume_draws(volumes, settings).items():
             part.add(metric, region, estimate, name)
-        inside = (x >= y.min()) & (x <= y.max()) if len(y) else []
-        part.add("volume_in_real_range", region, share_estimate(inside, settings), name)
-    ratios = _ratios(real)
-    for (upper, lower), ratio in _ratios(generated).items():
-        d = effect_size(ratio, ratios[upper, lower], settings)
+        inside = [(x >= y.min()) & (x <= y.max()) for x, y in volumes if len(y)]
+        share = share_estimate(np.concatenate(inside) if inside else [], settings)
+        part.add("volume_in_real_range", region, replace(share, n=len(first.ids) if inside else 0), name)
+    ratios = [(_ratios(x), _ratios(y)) for x, y in pairs]
+    for upper, lower in ratios[0][0]:
+        d = effect_size([(x[upper, lower], y[upper, lower]) for x, y in ratios], settings)
         part.add("volume_ratio_cohens_d", f"{upper}/{lower}", d, name)
-    for index, region in enumerate(generated.atlas.paired):
-        x, y = asymmetry(generated.sides[:, index]), asymmetry(real.sides[:, index])
-        part.add("asymmetry_cohens_d", region, effect_size(x, y, settings), name)
+    for index, region in enumerate(first.atlas.paired):
+        gaps = [(asymmetry(x.sides[:, index]), asymmetry(y.sides[:, index])) for x, y in pairs]
+        part.add("asymmetry_cohens_d", region, effect_size(gaps, settings), name)
 
 
 def add_nearest_regions(
