@@ -38,6 +38,7 @@ rule evaluate_reference:
     params:
         release=RELEASE_TABLE,
         settings=EVALUATION_SETTINGS,
+        n=CONFIG.sample.n,
         codec=CODEC_SETTINGS,
         upstream=PREPROCESSED_BY,
         code=code("evaluate_reference", "neuromf.evaluation.evaluate:evaluate_reference"),
@@ -127,6 +128,7 @@ rule morphometry_reference:
     params:
         release=RELEASE_TABLE,
         settings=MORPHOMETRY_SETTINGS,
+        n=CONFIG.sample.n,
         upstream=PREPROCESSED_BY,
         code=code("morphometry_reference", "neuromf.evaluation.morphometry.evaluate:evaluate_real_regions"),
     script:

@@ -13,6 +13,7 @@ with logged(snakemake):
         codec_of(snakemake),
         Evaluate(**params.settings),
         release=Path(params.release).stem,
+        n=params.n,
         codec_validation=Path(snakemake.input.codec_validation),
         cache=Path(snakemake.resources.cache),
         part=Path(output.part),

@@ -12,6 +12,7 @@ with logged(snakemake):
         Path(snakemake.input.nearest),
         Evaluate(**snakemake.params.settings),
         release=Path(snakemake.params.release).stem,
+        n=snakemake.params.n,
         cache=Path(snakemake.resources.cache),
         part=Path(snakemake.output[0]),
         weights_dir=Path(snakemake.resources.weights_dir) if snakemake.resources.weights_dir else None,

@@ -235,12 +235,19 @@ class Flow(Section):
         "λ_c per channel; null: all one; `inverse_variance`: ∝ 1/σ_c² with mean 1, σ_c of the train split's latents",
     )
     adaptive: bool = setting(True, "Weight each sample by 1/(L_p + c)^q", source="MeanFlow")
-    norm_p: float = setting(1.0, "q of the adaptive weight", ge=0, le=2, source="MeanFlow")
+    norm_p: float = setting(
+        0.5, "q of the adaptive weight; at 1 the weighted loss reads about 1 while the raw one diverges", ge=0, le=2
+    )
     norm_eps: float = setting(0.01, "c of the adaptive weight", gt=0, source="iMF")
     mf_weight: float = setting(1.0, "λ_MF: weight of the MeanFlow term beside the flow-matching term", ge=0)
     mf_ramp: tuple[float, float] = setting(
         (0.0, 0.0),
         "λ_MF is 0 before the first of these shares of the run and rises linearly to mf_weight at the second",
+    )
+    mf_schedule: Literal["constant", "balanced"] = setting(
+        "constant",
+        "λ_MF is mf_weight, or mf_weight times what gives both terms gradients of the same norm, measured every 50 updates"
+        " (variant imf, fm_rows all, without v_head)",
     )
     tangent: Literal["model", "conditional"] = setting(
         "model", "Tangent of the JVP: the network's own velocity or ε − z0", source="iMF"
@@ -264,6 +271,11 @@ class Flow(Section):
         begin, end = self.mf_ramp
         if not 0 <= begin <= end <= 1:
             raise ValueError(f"mf_ramp {self.mf_ramp} must satisfy 0 <= begin <= end <= 1")
+        if self.mf_schedule == "balanced" and (self.variant, self.fm_rows, self.v_head) != ("imf", "all", False):
+            raise ValueError(
+                "mf_schedule: balanced measures the two terms' gradients apart, which needs variant: imf, fm_rows: all and"
+                " v_head: false; or set mf_schedule to constant"
+            )
         if self.two_heads and self.mf_weight == 0:
             raise ValueError(
                 "mf_weight: at 0 the network's output proper learns nothing beside v_head; set v_head to false"
@@ -309,23 +321,24 @@ class Guard(Section):
     stop_at: float = setting(10.0, "Stop then and export the best weights", gt=1)
     window: int = setting(20, "Updates per mean of the raw loss", ge=1)
     max_skipped: int = setting(
-        20, "Updates in a row skipped for a loss or gradient that is not finite, then stop", ge=1
+        20, "Stop when so many of the last ten windows' updates had no finite loss or gradient and were skipped", ge=1
     )
 
 
 class Augmentation(Section):
-    """Random changes of the normalised latents that training sees; each has its own probability, 0 is off."""
+    """Random changes of the normalised latents that training sees, in this order; each has its own probability."""
 
+    enabled: bool = setting(True, "false: none of them, whatever their probabilities")
     flip_left_right: float = setting(0.0, "Probability of a left-right flip", ge=0, le=1)
     flip_anterior_posterior: float = setting(0.0, "Probability of an anterior-posterior flip", ge=0, le=1)
     flip_inferior_superior: float = setting(0.0, "Probability of an inferior-superior flip", ge=0, le=1)
     rotate_axial: float = setting(
         0.0, "Probability of a rotation by 90°, 180° or 270° in the axial plane, whose sides must be equal", ge=0, le=1
     )
-    scale: float = setting(0.0, "Probability of scaling each channel by a factor of its own", ge=0, le=1)
-    scale_range: tuple[float, float] = setting((0.9, 1.1), "Range of a channel's factor")
     noise: float = setting(0.0, "Probability of added Gaussian noise", ge=0, le=1)
     noise_share: float = setting(0.05, "Standard deviation of the noise, as a share of each channel's σ", gt=0, le=1)
+    scale: float = setting(0.0, "Probability of scaling each channel by a factor of its own", ge=0, le=1)
+    scale_range: tuple[float, float] = setting((0.95, 1.05), "Range of a channel's factor")
     mixup: float = setting(
         0.0, "Probability of λ·latent + (1 − λ)·another latent of the batch", ge=0, le=1, source="Zhang et al. 2018"
     )
@@ -355,6 +368,11 @@ class Train(Section):
     """Training of the flow."""
 
     updates: int = setting(100_000, "Optimiser updates", ge=1)
+    unit: Literal["updates", "epochs"] = setting(
+        "updates",
+        "What updates, warmup_updates, validate_every, checkpoint_every and samples_every count; an epoch is as many updates"
+        " as there are batches in the train split",
+    )
     batch_size: int = setting(16, "Latents per update, of all devices together", ge=1)
     devices: int = setting(
         1, "Processes that share each batch, one GPU each; changes a result by rounding only and causes no re-run", ge=1
@@ -362,7 +380,7 @@ class Train(Section):
     learning_rate: float = setting(1e-4, "Peak learning rate of AdamW", gt=0)
     schedule: Literal["cosine", "constant"] = setting("cosine", "Learning rate after the warm-up")
     warmup_updates: int = setting(1000, "Linear warm-up", ge=0)
-    weight_decay: float = setting(0.0, "Weight decay, norms and biases excepted", ge=0)
+    weight_decay: float = setting(1e-4, "Weight decay of AdamW, norms and biases excepted", ge=0)
     gradient_clip: float = setting(1.0, "Largest gradient norm", gt=0)
     ema_half_lives: tuple[float, ...] = setting(
         (0.05, 0.1, 0.2),
@@ -393,9 +411,12 @@ class Train(Section):
         "channel", "Latents are normalised per channel by the train split's statistics, or as the warm start's were"
     )
     validate_every: int = setting(1000, "Updates between validations", ge=1)
-    patience: int | None = setting(
-        None, "Stop after this many validations without a smaller raw loss and export the best weights", ge=1
+    export: Literal["raw_loss", "sample_distance"] = setting(
+        "raw_loss",
+        "The validation with the smallest value of this is exported: the sum of the raw losses, steady and free of the"
+        " weighting, or the distance of one-step samples from held-out latents, noisy where these are few",
     )
+    patience: int | None = setting(None, "Stop after this many validations without a smaller value of `export`", ge=1)
     guard: Guard = section(Guard, "Divergence guard")
     checkpoint_every: int = setting(500, "Updates between checkpoints", ge=1)
     max_hours: float | None = setting(
@@ -407,6 +428,15 @@ class Train(Section):
         5000, "Updates between pictures of one-step samples, in the run's folder `progress`; null: none", ge=1
     )
     seeds: tuple[int, ...] = setting((0,), "One model is trained for each seed")
+
+    def counted(self, latents: int) -> Train:
+        """Return these settings in updates, for a train split of so many latents."""
+        if self.unit == "updates":
+            return self
+        names = ("updates", "warmup_updates", "validate_every", "checkpoint_every", "samples_every")
+        epochs = {name: getattr(self, name) for name in names}
+        counts = {name: n and math.ceil(n * latents / self.batch_size) for name, n in epochs.items()}
+        return self.model_copy(update=counts | {"unit": "updates"})
 
     @property
     def from_shipped(self) -> bool:

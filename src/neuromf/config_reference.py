@@ -32,6 +32,7 @@ exist is refused with the nearest valid one. Editors complete and check `config.
 | `smoke` | seconds per stage, for tests: 32³ at 6 mm, tiny networks |
 | `methodology` | the published setting: 128³ at 1 mm, latent 4×32³, MAISI networks; needs a GPU and the published VAE |
 | `methodology_192` | a whole adult brain at 1 mm: 192³, latent 4×48³ |
+| `methodology_v1` | the method as it was first written down, to show what its second state changed (docs/methods.md) |
 """
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

@@ -30,7 +30,7 @@ def test_methodology_is_the_defaults_but_for_weights_and_training():
     loaded = config.load({"preset": "methodology"}, PRESETS)
     assert loaded.flow == config.Flow()
     assert loaded.network == config.Network()
-    assert loaded.preprocess == config.Preprocess()
+    assert loaded.preprocess.conform == config.Preprocess().conform
 
 
 def test_shipped_configuration_runs_the_demo():

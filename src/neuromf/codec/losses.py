@@ -10,7 +10,6 @@ from monai.networks.nets import PatchDiscriminator
 
 KL_BOUNDS = (1e-10, 1e-2)  # the adapted weight stays inside: beyond, one term is all there is
 KL_RATE = 0.02  # of the controller, per update: an excess of e-fold changes the weight by 2 % per update
-KL_RETURN_RATE = 0.005  # per update, towards the starting weight while the latents' scale is as it should be
 STD_MEMORY = 0.98  # of the running moments the controller looks at: about 50 updates
 
 
@@ -32,7 +31,7 @@ class KlController:
     """
 
     def __init__(self, weight: float, target: tuple[float, float]) -> None:
-        self.start = self.weight = weight
+        self.weight = weight
         self.target = target
         self.moments: tuple[float, float] | None = None  # running mean over channels of μ̄_c² and of the mean square
 

@@ -21,7 +21,7 @@ from neuromf.published import PublishedError, count, misfit, plain_state, read_p
 from neuromf.tables import TableError, file_sha256, read_json
 
 ARCHITECTURE = ("channels", "residual_blocks", "norm_groups", "latent_channels")
-PUBLISHED_PARAMETERS = 20_944_897  # of the defaults of `Codec`, in 130 tensors (facts.md §1)
+PUBLISHED_PARAMETERS = 20_944_897  # of the defaults of `Codec`, in 130 tensors: counted on MONAI's own network
 PUBLISHED_TENSORS = 130
 DOWNSAMPLING = 4  # voxels of a volume's side per latent voxel: two halvings
 

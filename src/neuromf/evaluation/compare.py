@@ -12,7 +12,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from neuromf import __version__
 from neuromf.config import Evaluate
@@ -26,7 +25,7 @@ from neuromf.evaluation.copies import (
     search_real,
     search_training,
 )
-from neuromf.evaluation.distances import biased_by_few_scans, compare_rows
+from neuromf.evaluation.distances import biased_by_few_scans, compare_draws
 from neuromf.evaluation.extractors.registry import (
     CARDS,
     CODEC,
@@ -48,8 +47,8 @@ from neuromf.evaluation.folders import (
     volume_name,
     volumes,
 )
-from neuromf.evaluation.inference import Estimate
-from neuromf.evaluation.measure import add_scans, add_volume_comparison, add_volumes
+from neuromf.evaluation.inference import Estimate, floor_parts
+from neuromf.evaluation.measure import add_scans, add_volume_comparison, add_volume_floor, add_volumes
 from neuromf.evaluation.memorisation import Nearest
 from neuromf.evaluation.morphometry.backends import find_segmenter
 from neuromf.evaluation.morphometry.evaluate import add_folder_regions
@@ -122,16 +121,18 @@ def evaluate_folders(
         others = {} if name == "real" else {"real": sets["real"].spectra}
         add_spectrum(part, sets[name].spectra, rules.grid.shape, rules.grid.voxel_mm, settings, others)
     add_volume_comparison(figures, sets["synthetic"], sets["real"], settings)
+    add_volume_floor(floor, sets["real"], settings, len(sets["synthetic"]))
     if chosen:
-        real_neighbours = _rows(search_real(sets["real"], sets["real"]).found)
-        neighbours = _rows(nearest_scans(sets["synthetic"], sets["real"]))
+        real_neighbours = _by_features(search_real(sets["real"], sets["real"]).found)
+        neighbours = _by_features(nearest_scans(sets["synthetic"], sets["real"]))
     for segmenter in chosen:
         regions = {
             name: describe_regions(_scans(found[name], sets[name].ids, rules), segmenter, cache, label=name)
             for name in ("real", "synthetic")
         }
-        add_folder_regions(floor, regions["real"], regions["real"], real_neighbours, settings)
-        add_folder_regions(figures, regions["synthetic"], regions["real"], neighbours, settings)
+        n = len(sets["synthetic"])
+        add_folder_regions(floor, regions["real"], regions["real"], real_neighbours, settings, n)
+        add_folder_regions(figures, regions["synthetic"], regions["real"], neighbours, settings, n)
     for part, name, split in ((floor, "real", "real"), (figures, "synthetic", "generated")):
         searches = _searches(name, sets, settings)
         for search in searches:
@@ -229,9 +230,9 @@ def _describe(
     return join(described)
 
 
-def _rows(nearest: Mapping[str, Nearest]) -> NDArray[np.int64]:
-    """Return the rows (N,) of the nearest scans, by the codec's features where there are any; none for want of scans."""
-    return nearest.get(CODEC, nearest[PIXELS]).index if nearest else np.zeros(0, dtype=np.int64)
+def _by_features(nearest: Mapping[str, Nearest]) -> Nearest | None:
+    """Return the nearest scans by the codec's features, or by pixels where there are none; None for want of scans."""
+    return nearest.get(CODEC, nearest[PIXELS]) if nearest else None
 
 
 def _scans(found: Sequence[Found], ids: Sequence[str], rules: Rules) -> list[Scan]:
@@ -251,18 +252,18 @@ def _add_distances(
     cache: Path,
     settings: Evaluate,
 ) -> dict[str, int]:
-    """Add what compares the synthetic with the real features and, as the floor, one random half of the real with the
-    other; return how many features each extractor has."""
+    """Add what compares the synthetic with the real features and, as the floor, as many real ones (half at most) with the
+    others; return how many features each extractor has."""
     features = {}
     chosen = {name: sets[name].compared(settings.compared) for name in ("real", "synthetic")}
-    halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(chosen["real"])), 2)
+    parts = floor_parts(len(chosen["real"]), len(chosen["synthetic"]), settings)
     for extractor in extractors:
         for region in cached_regions(cache, extractor, chosen["real"][0]):
             log.info("%s, %s: distances", extractor.name, region)
             x, y = (gather(cache, extractor, chosen[name], region) for name in ("synthetic", "real"))
             features[extractor.name] = y.values.shape[1]
-            for part, left, right in ((figures, x, y), (floor, y.of_scans(halves[0]), y.of_scans(halves[1]))):
-                for metric, estimate in compare_rows(left, right, settings).items():
+            for part, pairs in ((figures, [(x, y)]), (floor, [(y.of_scans(a), y.of_scans(b)) for a, b in parts])):
+                for metric, estimate in compare_draws(pairs, settings).items():
                     part.add(metric, region, estimate, extractor.name)
         if biased_by_few_scans(min(map(len, chosen.values())), features[extractor.name]):
             log.warning(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from neuromf.config import Evaluate
 from neuromf.evaluation.coverage import NEIGHBOURS, coverage_bootstraps
 from neuromf.evaluation.features import Rows
 from neuromf.evaluation.frechet import frechet_bootstraps
-from neuromf.evaluation.inference import Bootstrap, Estimate
+from neuromf.evaluation.inference import Bootstrap, Estimate, pooled
 from neuromf.evaluation.kernel import gaussian_bootstrap, kernel_bootstrap
 
 DISTANCES = ("kernel_distance", "frechet_distance_extrapolated", "frechet_distance", "gaussian_mmd")
@@ -19,6 +21,12 @@ def compare_rows(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Estimate]:
     Fewer than two scans of either have no value.
     """
     return {metric: found.estimate(settings) for metric, found in bootstrap_rows(x, y, settings).items()}
+
+
+def compare_draws(pairs: Sequence[tuple[Rows, Rows]], settings: Evaluate) -> dict[str, Estimate]:
+    """Return the same figures as the means over several pairs of sets, such as the draws of a floor."""
+    found = [bootstrap_rows(x, y, settings) for x, y in pairs]
+    return {metric: pooled([one[metric] for one in found]).estimate(settings) for metric in METRICS}
 
 
 def bootstrap_rows(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Bootstrap]:

@@ -25,6 +25,7 @@ from neuromf.evaluation.measure import (
     add_distances,
     add_diversity,
     add_fidelity,
+    add_floors,
     add_sample_figures,
     add_scans,
     add_volumes,
@@ -68,6 +69,7 @@ def evaluate_reference(
     settings: Evaluate,
     *,
     release: str,
+    n: int,
     codec_validation: Path,
     cache: Path,
     part: Path,
@@ -81,6 +83,7 @@ def evaluate_reference(
     Args:
         real: split → scan id → preprocessed volume; all on one grid. The train split must not be empty.
         codec: the release's codec.
+        n: volumes of each run: as many training scans are drawn for the floor.
         codec_validation: JSON of `neuromf.codec.validate` (rows of figures per scan).
         cache: folder of cached features.
         part: JSON to write: the figures of the runs real, reconstruction and linear_reconstruction.
@@ -123,7 +126,7 @@ def evaluate_reference(
     train = splits["train"]
 
     floor = Part(release, "real")
-    add_distances(floor, train, scans, extractors, cache, settings)
+    add_floors(floor, scans, extractors, cache, settings, n)
     add_diversity(floor, [path for split in SPLITS for path in real.get(split, {}).values()], settings)
     add_volumes(floor, scans.every, settings)
     add_spectrum(floor, scans.every.spectra, grid.shape, grid.voxel_mm, settings, {})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,7 @@ from scipy import stats
 from neuromf.config import Evaluate
 
 Array = NDArray[np.float64]
+FLOOR_DRAWS = 5  # groups of real scans that a floor is the mean of
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,36 @@ class Bootstrap:
             return found
         low, high = wilson_interval(self.value, self.share_of, settings)
         return Estimate(self.value, min(low, found.low), max(high, found.high), self.n)
+
+
+def pooled(found: Sequence[Bootstrap]) -> Bootstrap:
+    """Return the mean of a figure over several draws of scans, with the resamples of all of them behind its interval.
+
+    Draws without a value are left out; the number of scans is that of a draw.
+    """
+    known = [one for one in found if one.value is not None and one.draws is not None]
+    if len(known) < 2:
+        return known[0] if known else found[0]
+    value, draws = np.mean([one.value for one in known]), np.concatenate([one.draws for one in known])
+    return replace(known[0], value=float(value), draws=draws)
+
+
+def floor_draws(scans: int, n: int, settings: Evaluate) -> list[NDArray[np.int64]]:
+    """Return which of the scans stand for ``n`` generated ones in a floor: several draws without repetition, each sorted.
+
+    A distance of distributions depends on how many scans are compared, so a floor has as many as the runs beside it. Where
+    there are no more than that there is one draw, all of them.
+    """
+    if scans <= n:
+        return [np.arange(scans)]
+    random = np.random.default_rng([settings.seed, 6])
+    return [np.sort(random.choice(scans, n, replace=False)) for _ in range(FLOOR_DRAWS)]
+
+
+def floor_parts(scans: int, n: int, settings: Evaluate) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return `floor_draws`, at most half of the scans each, beside the scans that each one leaves."""
+    every = np.arange(scans)
+    return [(drawn, np.setdiff1d(every, drawn)) for drawn in floor_draws(scans, min(n, scans // 2), settings)]
 
 
 def resample_counts(n: int, settings: Evaluate, stream: int = 0) -> Array:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.copies import Search, add_search, search_others, search_training
-from neuromf.evaluation.distances import compare_rows
+from neuromf.evaluation.distances import compare_draws, compare_rows
 from neuromf.evaluation.extractors.registry import VOLUME, Extractor
 from neuromf.evaluation.features import gather
-from neuromf.evaluation.inference import Estimate, mean_estimate, share_estimate
-from neuromf.evaluation.morphometry import TISSUES, compare_volumes
+from neuromf.evaluation.inference import Estimate, floor_draws, floor_parts, mean_estimate, share_estimate
+from neuromf.evaluation.morphometry import TISSUES, compare_volume_draws, compare_volumes
 from neuromf.evaluation.ms_ssim import diversity
 from neuromf.evaluation.rows import Part
 from neuromf.evaluation.scans import Reference, ScanSet
@@ -83,6 +83,36 @@ def add_distances(
                 )
             for metric, estimate in compare_rows(rows, test, settings).items():
                 part.add(metric, region, estimate, extractor.name)
+
+
+def add_floors(
+    part: Part,
+    scans: Reference,
+    extractors: Sequence[Extractor],
+    cache: Path,
+    settings: Evaluate,
+    n: int,
+) -> None:
+    """Add what ``n`` real scans show where a run shows its samples: training scans beside the test split by features, and
+    real scans beside the other real ones by tissue volumes; means over several draws (`floor_draws`)."""
+    train = scans.splits["train"]
+    chosen = train.compared(settings.compared)
+    for extractor in extractors:
+        for region, test in scans.test_rows[extractor.name].items():
+            rows = gather(cache, extractor, chosen, region)
+            drawn = [(rows.of_scans(one), test) for one in floor_draws(len(rows), n, settings)]
+            for metric, estimate in compare_draws(drawn, settings).items():
+                part.add(metric, region, estimate, extractor.name)
+    add_volume_floor(part, scans.every, settings, n)
+
+
+def add_volume_floor(part: Part, real: ScanSet, settings: Evaluate, n: int) -> None:
+    """Add how tissue volumes of ``n`` real scans, half of them at most, differ from those of the others."""
+    parts = floor_parts(len(real), n, settings)
+    for tissue in TISSUES:
+        volumes = real.tissue(tissue)
+        for name, estimate in compare_volume_draws([(volumes[a], volumes[b]) for a, b in parts], settings).items():
+            part.add(name, tissue, estimate)
 
 
 def add_diversity(part: Part, files: Sequence[Path], settings: Evaluate) -> None:

@@ -68,7 +68,7 @@ class MeanFlowObjective:
     t_min: float = 0.05
     p: float | tuple[float, ...] = 2.0
     channel_weights: tuple[float, ...] | None = None
-    norm_p: float = 1.0
+    norm_p: float = 0.5
     norm_eps: float = 0.01
     adaptive: bool = True
     mf_weight: float = 1.0

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from neuromf.config import equal_rows
 
-# Multiples of these, modulo 1, cover [0, 1]³ evenly, and the plane of the first two best: powers of the inverse of the root
-# of x³ = x + 1 (R₂ of Roberts 2018), and the golden section
-STRIDES = (0.7548776662466927, 0.5698402909980532, 0.6180339887498949)
+# Multiples of these, modulo 1, cover [0, 1]² evenly: powers of the inverse of the root of x³ = x + 1 (R₂ of Roberts 2018)
+STRIDES = (0.7548776662466927, 0.5698402909980532)
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class TimeSampler:
         distribution: of t before clipping; ``logit_normal``: logit(t) ~ N(mean, std²); ``uniform``: on [0, 1].
         mean: of logit(t).
         std: standard deviation of logit(t).
-        t_min: t is clipped to [t_min, 1].
+        t_min: t is clipped to [t_min, 1]; r is not, since samplers go down to r = 0.
         r_equals_t: share of rows with r = t, exact in every batch (rounded down to whole rows).
         r_given_t: r of the other rows; ``uniform`` on [0, t), or ``pair``: two draws, of which t is the larger and r
             the smaller (Geng et al. 2025, MeanFlow).
@@ -56,7 +55,7 @@ class TimeSampler:
     ) -> tuple[Tensor, Tensor]:
         """Return (r, t), each (batch,) float32; the rows with r < t come first, so that shapes are static."""
         drawn_on = generator.device if generator is not None else device
-        return self._at(torch.rand(3, batch, generator=generator, dtype=torch.float64, device=drawn_on), device)
+        return self._at(torch.rand(2, batch, generator=generator, dtype=torch.float64, device=drawn_on), device)
 
     def spread(
         self, batch: int, number: int, generator: torch.Generator, device: torch.device | str | None = None
@@ -73,7 +72,7 @@ class TimeSampler:
             device: of the result.
         """
         equal = self._equal(batch)
-        begins = torch.rand(3, 2, generator=generator, dtype=torch.float64, device=generator.device)
+        begins = torch.rand(2, 2, generator=generator, dtype=torch.float64, device=generator.device)
         strides = begins.new_tensor(STRIDES)
         parts = [  # the rows with r < t and those with r = t each have a sequence of their own
             begin[:, None] + torch.outer(strides, torch.arange(number * rows, (number + 1) * rows).to(begins))
@@ -82,16 +81,14 @@ class TimeSampler:
         return self._at(torch.cat(parts, dim=1) % 1, device)
 
     def _at(self, quantiles: Tensor, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
-        """Return (r, t) at (3, batch) quantiles: of t, of the second draw (r / t, or the pair's), of r / t in its stead."""
-        t, r = self._quantile(quantiles[0]), quantiles[1]
+        """Return (r, t) at (2, batch) quantiles: of t, and of r / t or the pair's second draw."""
         if self.r_given_t == "pair":
-            other = self._quantile(quantiles[1])
-            smaller, t = torch.minimum(t, other), torch.maximum(t, other)
-            r = torch.where(
-                smaller < t, smaller / t, quantiles[2]
-            )  # both clipped to the same bound: r uniform below it
-        t = t.float()
-        r = torch.minimum(t * r.float(), torch.nextafter(t, torch.zeros_like(t)))  # t·U may round up to t
+            r, t = self._quantile(quantiles).aminmax(dim=0)
+            t = t.clamp(self.t_min, 1.0).float()
+        else:
+            t = self._quantile(quantiles[0]).clamp(self.t_min, 1.0).float()
+            r = t * quantiles[1].float()
+        r = torch.minimum(r.float(), torch.nextafter(t, torch.zeros_like(t)))  # rounding may bring it up to t
         apart = len(t) - self._equal(len(t))
         return torch.cat([r[:apart], t[apart:]]).to(device), t.to(device)
 
@@ -101,4 +98,4 @@ class TimeSampler:
     def _quantile(self, share: Tensor) -> Tensor:
         if self.distribution == "logit_normal":
             share = torch.sigmoid(self.mean + self.std * torch.special.ndtri(share))  # (4)
-        return share.clamp(self.t_min, 1.0)
+        return share

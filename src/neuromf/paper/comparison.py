@@ -114,7 +114,8 @@ def _draw(folder: Path, metrics: pd.DataFrame, about: dict[str, Any]) -> None:
 def distance_table(metrics: pd.DataFrame, about: dict[str, Any]) -> pd.DataFrame:
     """Return one row per extractor and plane: synthetic against real with intervals, the floor, and why to read which.
 
-    The floor is one half of the real scans against the other, so it is measured with half as many scans.
+    The floor is as many real scans as there are synthetic ones, half of them at most, against the others: the mean of five
+    draws.
     """
     rows = []
     keys = metrics[metrics["metric"] == "kernel_distance"][["extractor", "region"]].drop_duplicates()
@@ -166,7 +167,7 @@ def copies_table(metrics: pd.DataFrame) -> pd.DataFrame:
 def distance_figure(metrics: pd.DataFrame) -> Figure:
     """Plot the Fréchet distance of each extractor and plane with its interval, as a multiple of the floor's.
 
-    Distances of different extractors have different scales; the floor is that of one half of the real scans to the other.
+    Distances of different extractors have different scales; the floor is that of some real scans to the others.
     """
     chosen = metrics[(metrics["metric"] == "frechet_distance") & metrics["value"].notna()]
     chosen = chosen.set_index(chosen["extractor"] + ", " + chosen["region"])
@@ -176,7 +177,7 @@ def distance_figure(metrics: pd.DataFrame) -> Figure:
     axis = figure.subplots()
     for rows, colour, label, shift in (
         (synthetic, run_colours(["synthetic"])["synthetic"], "synthetic to real", 0.12),
-        (floor.loc[synthetic.index], REFERENCE_GREY, "half of the real to the other half", -0.12),
+        (floor.loc[synthetic.index], REFERENCE_GREY, "real scans to other real scans", -0.12),
     ):
         unit = floor.loc[synthetic.index, "value"].to_numpy(float)
         values = rows["value"].to_numpy(float) / unit

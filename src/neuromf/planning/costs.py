@@ -17,7 +17,7 @@ from neuromf.config import Config, validate
 from neuromf.planning.jobs import Call, Job
 from neuromf.planning.raw import waiting_scans
 from neuromf.shards import finished_scans
-from neuromf.tables import Cohort, content_hash, read_cohort, read_json, read_manifest, read_release
+from neuromf.tables import Cohort, ReleaseRow, content_hash, read_cohort, read_json, read_manifest, read_release
 
 STAGES = ("phantom", "skull_strip", "bias_correct", "conform", "encode")  # in the order of the work, per shard
 PER_SET = ("sample", "decode", "evaluate_samples", "morphometry_samples")  # per volume of a folder of samples
@@ -262,7 +262,8 @@ class Costs:
             return codec_like(self.call.config["codec"], recipe), recipe["updates"], 1
         if job.rule == "train":
             config = self.runs[job.wildcards["run"]]
-            return training_like(config), config["train"]["updates"], 1
+            train = self.config.for_run(job.wildcards["run"]).train.counted(self._train_split)
+            return training_like(config), train.updates, 1
         if job.rule in PER_SET:
             volumes = self.config.sample.n
             return set_like(self.runs[job.wildcards["run"]], job.wildcards["nfe"]), volumes, volumes
@@ -283,7 +284,15 @@ class Costs:
 
     @property
     def _released(self) -> int:
-        return len(read_release(self.folder / "config" / "releases" / f"{self.config.release}.tsv"))
+        return len(self._release)
+
+    @property
+    def _train_split(self) -> int:
+        return sum(row.split == "train" for row in self._release)
+
+    @property
+    def _release(self) -> tuple[ReleaseRow, ...]:
+        return read_release(self.folder / "config" / "releases" / f"{self.config.release}.tsv")
 
 
 def _place(job: Job) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from neuromf.config import Guard
 
 RAW_LOSSES = ("raw_fm", "raw_mf")  # of ObjectiveOutput
+REMEMBERED = 10  # windows in which skipped updates are counted: they need not follow each other
 log = logging.getLogger(__name__)
 
 
@@ -23,8 +24,10 @@ class DivergenceGuard(Callback):
     """Warns and stops a training whose raw losses climb, or whose updates keep being skipped.
 
     The adaptive weight makes the weighted loss read about 1 whatever happens, so the guard looks at the raw ones, at each by
-    itself: it compares means over a window of updates with the smallest such mean so far, from the end of the warm-up on.
-    A loss that the variant has not, or has not yet, is NaN and is not judged.
+    itself: it compares means over a window of updates with the smallest such mean so far, from the first window on (a
+    training may diverge in its warm-up, and a window after that would pass for the minimum). Updates whose raw loss is not
+    finite are left out of the mean and counted as skipped; a loss that the variant has not, or has not yet, is NaN and is
+    not judged.
 
     Attributes:
         settings: thresholds and the window, in updates.
@@ -32,6 +35,7 @@ class DivergenceGuard(Callback):
         warned: the highest threshold warned of.
         stopped: why the training was stopped; None while it was not.
         window: raw losses of the window's updates so far, (2,) each.
+        skipped: of the whole training, when each of the last `REMEMBERED` windows began.
     """
 
     settings: Guard
@@ -39,33 +43,37 @@ class DivergenceGuard(Callback):
     warned: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RAW_LOSSES, 0.0))
     stopped: str | None = None
     window: list[Tensor] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=lambda: [0])
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides what the guard does next, as JSON takes it."""
         window = torch.stack(self.window).tolist() if self.window else []  # a float32 survives as a decimal number
-        return {"minimum": self.minimum, "warned": self.warned, "stopped": self.stopped, "window": window}
+        rest = {name: getattr(self, name) for name in ("minimum", "warned", "stopped", "skipped")}
+        return rest | {"window": window}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set what `state_dict` returned."""
         self.minimum, self.warned = dict(state_dict["minimum"]), dict(state_dict["warned"])
-        self.stopped, self.window = state_dict["stopped"], [torch.tensor(values) for values in state_dict["window"]]
+        self.stopped, self.skipped = state_dict["stopped"], list(state_dict["skipped"])
+        self.window = [torch.tensor(values) for values in state_dict["window"]]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.window = [values.to(pl_module.device) for values in self.window]
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         self.window.append(torch.stack([getattr(pl_module.output, name).float() for name in RAW_LOSSES]))
-        if pl_module.skipped_in_a_row >= self.settings.max_skipped:
-            self._stop(trainer, pl_module, skipping(pl_module.skipped_in_a_row))
+        if (count := pl_module.skipped - self.skipped[0]) >= self.settings.max_skipped:
+            self._stop(trainer, pl_module, skipping(count, self.settings.window * REMEMBERED))
         elif pl_module.update % self.settings.window == 0:
-            means = torch.stack(self.window).nanmean(0).tolist()
+            losses = torch.stack(self.window)
+            means = torch.where(losses.isfinite(), losses, torch.nan).nanmean(0).tolist()
             self.window.clear()
-            if pl_module.update > pl_module.config.train.warmup_updates:
-                for name, mean in zip(RAW_LOSSES, means, strict=True):
-                    self._judge(trainer, pl_module, name, mean)
+            self.skipped = [*self.skipped, pl_module.skipped][-REMEMBERED:]
+            for name, mean in zip(RAW_LOSSES, means, strict=True):
+                self._judge(trainer, pl_module, name, mean)
 
     def _judge(self, trainer: lightning.Trainer, module: Any, name: str, mean: float) -> None:
-        if not math.isfinite(mean):  # there is no such loss, or its updates were skipped, and are counted
+        if math.isnan(mean):  # there is no such loss, or all its updates were skipped, and are counted
             return
         self.minimum[name] = min(self.minimum[name], mean)
         minimum = self.minimum[name]
@@ -83,9 +91,9 @@ class DivergenceGuard(Callback):
         trainer.should_stop = True
 
 
-def skipping(count: int) -> str:
+def skipping(count: int, updates: int) -> str:
     """Return the diagnosis of a training that can make no update."""
     return (
-        f"{count} updates in a row had a loss or gradient that is not finite and were skipped: lower"
+        f"{count} of the last {updates} updates had a loss or gradient that is not finite and were skipped: lower"
         " train.learning_rate or train.gradient_clip, raise flow.norm_eps, or set train.precision to 32"
     )

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from neuromf.config import Config
 from neuromf.tables import write_text, writing
-from neuromf.training.augment import distinct_versions
+from neuromf.training.augment import distinct_versions, effective_factor
 from neuromf.training.averages import WeightAverages
 
 FIGURES = ("loss", "raw_fm", "raw_mf", "jvp_norm", "cosine")  # of ObjectiveOutput
@@ -46,6 +46,8 @@ def metrics_columns(config: Config) -> tuple[str, ...]:
         "samples_per_second",
         "peak_memory_mb",
         "effective_samples",
+        "distinct_samples",
+        "mf_weight",
         "skipped",
     )
 
@@ -116,7 +118,10 @@ class Logbook(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         train = pl_module.config.train
-        self.effective_samples = self.latents * distinct_versions(train.augmentation)
+        self.samples = {
+            "effective_samples": self.latents * effective_factor(train.augmentation),
+            "distinct_samples": self.latents * distinct_versions(train.augmentation),
+        }
         self.seen = [Seen(*(values.to(pl_module.device) for values in seen)) for seen in self.seen]
         self.bar = tqdm(
             total=train.updates, initial=self.resumed_at, unit="update", desc="train", dynamic_ncols=True, mininterval=1
@@ -166,7 +171,8 @@ class Logbook(Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "samples_per_second": samples / (time.perf_counter() - self.since),
             "peak_memory_mb": peak_memory_mb(module.device),
-            "effective_samples": self.effective_samples,
+            **self.samples,
+            "mf_weight": module.mf_weight,
             "skipped": module.skipped,
         }
         now = module.network.state_dict()

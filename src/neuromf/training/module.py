@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,15 +19,18 @@ from neuromf.config import Config, Flow, Times
 from neuromf.flow import MeanFlowObjective, MeanFlowUNet, ObjectiveOutput, TimeSampler
 from neuromf.flow.compiled import whole_graph
 from neuromf.training.augment import augment
-from neuromf.training.ranks import joint, place, shared
+from neuromf.training.ranks import joint, mean_of_ranks, place, shared
 from neuromf.training.spatial_mask import draw_mask
 
 BETAS = (0.9, 0.95)  # of AdamW, Geng et al. 2025
+BALANCED_EVERY = 50  # updates between measurements of the terms' gradients, which cost two passes each
+BALANCE_MEMORY = 0.5  # share of the running value that a measurement leaves, in logarithms
+BALANCE_BOUNDS = (0.01, 100.0)  # of a measured ratio: beyond, one term is all there is
 
 
 def build_objective(flow: Flow) -> MeanFlowObjective:
     """Return the objective that the settings describe."""
-    settings = flow.model_dump(exclude={"times", "mf_ramp"})
+    settings = flow.model_dump(exclude={"times", "mf_ramp", "mf_schedule"})
     return MeanFlowObjective(t_min=flow.times.t_min, **settings)
 
 
@@ -37,6 +40,29 @@ def mf_weight(flow: Flow, share: float) -> float:
     if share >= end:
         return flow.mf_weight
     return flow.mf_weight * (share - begin) / (end - begin) if share > begin else 0.0
+
+
+def balanced(before: float, objective: MeanFlowObjective, network: MeanFlowUNet, *batch: Tensor | None) -> float:
+    """Return the running λ at which both terms' gradients on this batch have the same norm; equation (32).
+
+    Args:
+        before: the running value.
+        batch: z0, noise, r, t and mask of this rank's rows.
+    """
+    parameters = list(network.parameters())
+
+    def gradient(weight: float) -> list[Tensor]:
+        loss = replace(objective, mf_weight=weight)(network, *batch).loss  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+    fm, both = gradient(0.0), gradient(1.0)
+    norms = [torch.stack(torch._foreach_norm(one)).norm() for one in (fm, torch._foreach_sub(both, fm))]
+    fm_norm, mf_norm = mean_of_ranks(torch.stack(norms)).tolist()
+    if not (math.isfinite(fm_norm) and math.isfinite(mf_norm) and min(fm_norm, mf_norm) > 0):
+        return before  # the update itself is skipped, and counted
+    low, high = BALANCE_BOUNDS
+    return before**BALANCE_MEMORY * min(max(fm_norm / mf_norm, low), high) ** (1 - BALANCE_MEMORY)
 
 
 def build_time_sampler(times: Times) -> TimeSampler:
@@ -61,6 +87,7 @@ class FlowModule(lightning.LightningModule):
     Args:
         config: the run's configuration.
         seed: of weights, noise, times, augmentation, loss mask and data order.
+        std: σ_c of the train split's normalised latents; None: 1.
 
     Attributes:
         update: updates done.
@@ -68,12 +95,14 @@ class FlowModule(lightning.LightningModule):
         drawn: its times (r, t), (B,) each.
         gradient_norm: before clipping, of the last batch.
         updates_in: precision → updates done in it; a training that goes on elsewhere may change it.
-        skipped: updates without effect since loss or gradient was not finite; ``skipped_in_a_row`` of them the last ones.
+        skipped: updates without effect since loss or gradient was not finite.
+        mf_weight: λ_MF of the last batch.
+        balance: what ``flow.mf_schedule: balanced`` multiplies it with; 1 before it is measured.
     """
 
-    def __init__(self, config: Config, seed: int) -> None:
+    def __init__(self, config: Config, seed: int, std: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.std = config, seed, std
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = MeanFlowUNet(config.network, config.codec.latent_channels, v_head=config.flow.two_heads)
@@ -89,24 +118,26 @@ class FlowModule(lightning.LightningModule):
         self.output: ObjectiveOutput | None = None
         self.drawn: tuple[Tensor, Tensor] | None = None
         self.gradient_norm = torch.tensor(torch.nan)
-        self.skipped = self.skipped_in_a_row = 0
+        self.skipped = 0
+        self.mf_weight, self.balance = math.nan, 1.0
 
     def training_step(self, z0: Tensor, batch_index: int) -> Tensor:
         """Return the loss of normalised latents (B, C, D, H, W), or of this rank's rows of rank 0's latents."""
         z0 = shared(z0)
-        z0 = augment(z0, self.config.train.augmentation, seed_for(self.seed, "augment", self.update))
+        z0 = augment(z0, self.config.train.augmentation, seed_for(self.seed, "augment", self.update), self.std)
         random = generator_for(self.device, self.seed, "train", self.update)
         noise = torch.randn(z0.shape, generator=random, device=self.device)
         begin = generator_for(torch.device("cpu"), self.seed, "times")
         r, t = self.drawn = self.times.spread(len(z0), self.update, begin, self.device)
         random = generator_for(self.device, self.seed, "loss mask", self.update)
         mask = draw_mask(self.config.train.loss_mask, len(z0), z0.shape[2:], random)
-        weight = mf_weight(self.config.flow, self.update / self.config.train.updates)
-        objective = replace(self.objective, mf_weight=weight)
         rank, world = place()
         rows = slice(rank, None, world)
-        mask = None if mask is None else mask[rows]
-        output = objective(self.network, z0[rows], noise[rows], r[rows], t[rows], mask)
+        batch = (z0[rows], noise[rows], r[rows], t[rows], None if mask is None else mask[rows])
+        if self.config.flow.mf_schedule == "balanced" and self.update % BALANCED_EVERY == 0:
+            self.balance = balanced(self.balance, self.objective, self.network, *batch)
+        self.mf_weight = self.balance * mf_weight(self.config.flow, self.update / self.config.train.updates)
+        output = replace(self.objective, mf_weight=self.mf_weight)(self.network, *batch)
         self.output = joint(output)
         return output.loss
 
@@ -124,10 +155,8 @@ class FlowModule(lightning.LightningModule):
         assert self.output is not None
         # both are the whole batch's, so all ranks skip together
         finite = torch.isfinite(self.gradient_norm) & torch.isfinite(self.output.loss.detach())
-        if bool(finite):
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        if not bool(finite):
+            self.skipped += 1
             for parameter in self.network.parameters():
                 parameter.grad = None  # so AdamW leaves weights and moments as they are
 

@@ -54,7 +54,10 @@ class Pictures(Callback):
         every = pl_module.config.train.samples_every
         if every is None or pl_module.update % every:
             return
-        with self.averages.swapped_in(pl_module, self.validation.chosen), torch.no_grad():
+        with (
+            self.averages.swapped_in(pl_module, self.validation.chosen(pl_module.config.train.export)),
+            torch.no_grad(),
+        ):
             samples = one_step_samples(pl_module, PICTURED)
         mean, std = channel_scale(self.statistics, samples)
         try:

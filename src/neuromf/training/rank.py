@@ -40,10 +40,10 @@ def follow(job: dict[str, Any]) -> None:
 
     Args:
         job: ``config``, ``seed``, ``device``, ``update`` done, ``checkpoints`` and ``key`` (what `load_progress` takes),
-            ``rank`` and ``port``.
+            ``rank``, ``port`` and ``std`` (of the normalised latents).
     """
     config = validate(job["config"])
-    module, train = FlowModule(config, job["seed"]), config.train
+    module, train = FlowModule(config, job["seed"], job["std"]), config.train
     resumption = Resumption(load_progress(Path(job["checkpoints"]), job["key"]) if job["update"] else None)
     resumption.restore(module)
     left = train.updates - job["update"]

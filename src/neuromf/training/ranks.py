@@ -56,6 +56,14 @@ def shared(batch: Tensor) -> Tensor:
     return batch
 
 
+def mean_of_ranks(values: Tensor) -> Tensor:
+    """Return the mean over all ranks of a tensor that each has."""
+    if (world := place()[1]) > 1:
+        distributed.all_reduce(values)
+        values = values / world
+    return values
+
+
 def joint(output: ObjectiveOutput) -> ObjectiveOutput:
     """Return the figures of the whole batch, detached and equal on all ranks, of each rank's share of it."""
     world = place()[1]

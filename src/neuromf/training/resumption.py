@@ -34,9 +34,9 @@ class Resumption(Callback):
         if self.progress is None:
             return
         module.network.load_state_dict(self.progress.part("network."))
-        module.update, module.skipped = self.progress.update, self.progress.notes["skipped"]
-        module.skipped_in_a_row = self.progress.notes["skipped_in_a_row"]
-        module.updates_in = Counter(self.progress.notes["updates_in"])
+        module.update, notes = self.progress.update, self.progress.notes
+        module.skipped, module.balance = notes["skipped"], notes["balance"]
+        module.updates_in = Counter(notes["updates_in"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self.progress is None:
@@ -110,7 +110,7 @@ class Checkpoints(Callback):
         notes = {
             "updates_in": module.updates_in,
             "skipped": module.skipped,
-            "skipped_in_a_row": module.skipped_in_a_row,
+            "balance": module.balance,
             "guard": self.guard.state_dict(),
             "validation": self.validation.state_dict(),
         }

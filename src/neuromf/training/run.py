@@ -134,9 +134,11 @@ def train_run(
     _check_latents(config, train)
     training_precision(config, device)  # refuses what is wrong before anything is read
     config = with_channel_weights(config, statistics)
+    config = config.model_copy(update={"train": config.train.counted(len(train))})
     module = FlowModule(config, seed)
     warm_start, scale = _warm_start(config, module, codec)
     if config.train.normalise == "warm_start":
+        module.std = [own / theirs for own, theirs in zip(statistics["std"], scale["std"], strict=True)]
         statistics = {**statistics, **scale}
     resolved = config.model_dump(mode="json", include=set(DESCRIBED))
     deciding = {part: resolved[part] for part in ("flow", "network")}
@@ -262,6 +264,7 @@ def _fit(
     job = {
         "config": module.config.model_dump(mode="json"),
         "seed": module.seed,
+        "std": module.std,
         "device": device.type,
         "update": done,
         "checkpoints": str(checkpoint_folder),
@@ -277,10 +280,10 @@ def _fit(
     others = {f"{AVERAGES}/{name}": weights for name, weights in ends.items()}
     others |= {f"{BEST}/{criterion}": load_tensors(best_files[criterion])[0] for criterion in validation.best}
     stopped = guard.stopped or validation.stopped
-    if stopped and (best := validation.best.get("raw_loss")):
-        average, update, weights = best.average, best.update, others[f"{BEST}/raw_loss"]
-    else:
-        average, update = validation.chosen, module.update
+    if best := validation.best.get(settings.export):
+        average, update, weights = best.average, best.update, others[f"{BEST}/{settings.export}"]
+    else:  # nothing was validated
+        average, update = validation.chosen(settings.export), module.update
         weights = averages.weights[average]
     return Outcome(
         weights=weights,

@@ -67,37 +67,35 @@ class Validation(Callback):
         self.keep = keep
         self.best: dict[str, Best] = {}
         self.stopped: str | None = None
-        self.last: dict[str, float] = {}  # average -> raw loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that decides what is exported and when the training stops, as JSON takes it."""
         best = {criterion: best._asdict() for criterion, best in self.best.items()}
-        return {"last": self.last, "best": best, "stopped": self.stopped}
+        return {"best": best, "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set what `state_dict` returned."""
-        self.last, self.stopped = dict(state_dict["last"]), state_dict["stopped"]
+        self.stopped = state_dict["stopped"]
         self.best = {criterion: Best(**best) for criterion, best in state_dict["best"].items()}
 
-    @property
-    def chosen(self) -> str:
-        """The average with the smallest raw loss at the last validation; without any, the first."""
-        return min(self.averages.decays, key=lambda average: self.last.get(average, 0.0))
+    def chosen(self, criterion: str) -> str:
+        """Return the average that has been the best by a criterion; the first before any validation."""
+        best = self.best.get(criterion)
+        return best.average if best else next(iter(self.averages.decays))
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         train = pl_module.config.train
         if len(self.latents) == 0 or (pl_module.update % train.validate_every and pl_module.update != train.updates):  # type: ignore[arg-type]
             return
         measured = {name: self._measure(pl_module, name) for name in (*self.averages.decays, ONLINE)}
-        self.last = {name: raw_loss(figures)[1] for name, figures in measured.items()}
         for name in self.averages.decays:
             terms, loss = raw_loss(measured[name])
             self._compare("raw_loss", Best(loss, name, pl_module.update, terms))
             self._compare("sample_distance", Best(measured[name]["sample_distance"], name, pl_module.update))
-        best = self.best.get("raw_loss")
+        best = self.best.get(train.export)
         if train.patience and best and pl_module.update - best.update >= train.patience * train.validate_every:
             self.stopped = (
-                f"no smaller raw validation loss than {best.value:.4g} of update {best.update} in the last"
+                f"no smaller {train.export} than {best.value:.4g} of update {best.update} in the last"
                 f" {train.patience} validations"
             )
             log.warning("training stopped at update %d: %s", pl_module.update, self.stopped)

@@ -34,8 +34,8 @@ def release(tmp_path, write_brains, codec):
         (tmp_path / "codec.json").write_text(json.dumps({"rows": []}))
         reference, cache, parts = tmp_path / "reference.safetensors", tmp_path / "cache", [tmp_path / "reference.json"]
         evaluate_reference(
-            real, codec, settings, release="demo", codec_validation=tmp_path / "codec.json", cache=cache, part=parts[0],
-            reference=reference, reconstructions=tmp_path / "reconstructions",
+            real, codec, settings, release="demo", n=4, codec_validation=tmp_path / "codec.json", cache=cache,
+            part=parts[0], reference=reference, reconstructions=tmp_path / "reconstructions",
         )  # fmt: skip
         for run, nfe, seeds, how in sets:
             folder = next(iter(write_brains(f"{run}-{nfe}", seeds, **how).values())).parent

@@ -36,7 +36,7 @@ class Release:
     def real(self, **seeds):
         files = {split: self.write(split, numbers) for split, numbers in seeds.items()}
         evaluate_reference(
-            files, self.codec, self.settings, release="demo", codec_validation=self.folder / "codec.json",
+            files, self.codec, self.settings, release="demo", n=4, codec_validation=self.folder / "codec.json",
             cache=self.folder / "cache", part=self.part("reference"), reference=self.reference,
             reconstructions=self.folder / "reconstructions",
         )  # fmt: skip

@@ -4,8 +4,11 @@ import scipy.stats
 
 from neuromf.evaluation.inference import (
     Bootstrap,
+    floor_draws,
+    floor_parts,
     mean_estimate,
     percentile_interval,
+    pooled,
     ratio_estimate,
     resample_counts,
     share_estimate,
@@ -86,3 +89,21 @@ def test_the_smaller_group_decides_how_far_an_interval_is_expanded(settings):
     effects = [compare_volumes(x, y, settings)["cohens_d"] for x, y in groups]
     assert np.mean([e.low <= 1 <= e.high for e in ratios]) > 0.9
     assert np.mean([e.low <= 0 <= e.high for e in effects]) > 0.9
+
+
+def test_a_floor_has_as_many_scans_as_the_runs_beside_it(settings) -> None:
+    draws = floor_draws(30, 8, settings)
+    assert [len(drawn) for drawn in draws] == [8] * 5 and len({tuple(drawn) for drawn in draws}) == 5
+    assert all(len(set(drawn)) == 8 and drawn.max() < 30 for drawn in draws)
+    assert [drawn.tolist() for drawn in floor_draws(6, 8, settings)] == [[0, 1, 2, 3, 4, 5]]
+    for drawn, others in floor_parts(30, 20, settings):
+        assert len(drawn) == 15 and sorted([*drawn, *others]) == list(range(30))
+
+
+def test_several_draws_are_one_figure(settings) -> None:
+    """Its value is their mean, and its interval holds what each of them says."""
+    one, other = (Bootstrap(value, np.full(1000, value), 8) for value in (1.0, 3.0))
+    found = pooled([one, other]).estimate(settings)
+    assert (found.value, found.n) == (2.0, 8) and found.low == 1.0 and found.high == 3.0
+    assert pooled([one]) is one
+    assert pooled([Bootstrap(None, None, 1)] * 2).value is None

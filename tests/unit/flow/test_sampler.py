@@ -64,3 +64,39 @@ def test_the_steps_are_those_of_the_given_times() -> None:
 
     z0 = sample(velocity, torch.zeros(1, 2, dtype=torch.float64), 3, (1.0, 0.75, 0.125, 0.0))
     assert seen == [(1.0, 0.75), (0.75, 0.125), (0.125, 0.0)] and torch.allclose(z0, -torch.ones_like(z0))
+
+
+class _Seen:
+    """A network with an output of its own at each time; it remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.outputs: list[torch.Tensor] = []
+
+    def __call__(self, z: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.times.append(float(t[0]))
+        self.outputs.append(torch.tanh(3 * z) + t.reshape(-1, 1).to(z))
+        return self.outputs[-1]
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 20, 25, 50, 200])
+def test_a_network_is_asked_at_no_time_it_was_not_trained_at_and_an_x_prediction_ends_on_its_output(nfe: int) -> None:
+    """At 25 and 50 equal steps the last times were .04 and .02, and a fifth or three fifths of z were left in the sample."""
+    network = _Seen()
+    z0 = sample(AverageVelocity(network, "x", t_min=0.05), torch.randn(3, 4), nfe)
+    assert len(network.times) == nfe and network.times[0] == 1
+    assert min(network.times) >= torch.tensor(0.05).item()
+    assert network.times == sorted(network.times, reverse=True) and len(set(network.times)) == nfe
+    assert torch.allclose(z0, network.outputs[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 10, 20])
+def test_few_steps_are_equal_ones(nfe: int) -> None:
+    network = _Seen()
+    sample(AverageVelocity(network, "u"), torch.randn(1, 4, dtype=torch.float64), nfe)
+    assert network.times == pytest.approx([1 - k / nfe for k in range(nfe)], abs=1e-12)
+
+
+def test_given_times_below_t_min_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"below t_min = 0\.05"):
+        sample(AverageVelocity(_Seen()), torch.randn(1, 4), 2, (1.0, 0.04, 0.0))

@@ -46,6 +46,19 @@ def test_a_pair_is_two_draws_in_order() -> None:
     assert stats.kstest(both, stats.norm(0.8, 0.8).cdf).pvalue > 0.01
 
 
+@pytest.mark.parametrize("evenly", [False, True])
+def test_a_pairs_smaller_time_goes_below_t_min(evenly: bool) -> None:
+    """Samplers end at r = 0: clipped as t is, 9.5 % of these r sat at t_min and none below it."""
+    sampler = TimeSampler(mean=-1.2, std=1.0, r_equals_t=0.0, r_given_t="pair", t_min=0.05)
+    r, t = spread(sampler, N // 8, 8) if evenly else sampler.sample(N, generator())
+    clipped = stats.norm.cdf(math.log(0.05 / 0.95) + 1.2)
+    below = 1 - (1 - clipped) ** 2  # the smaller of two
+    assert (r < 0.05).double().mean() == pytest.approx(below, abs=0.01)
+    assert (r == torch.tensor(0.05)).sum() == 0 and float(t.min()) >= torch.tensor(0.05).item()
+    smaller = torch.logit(r[t > 0.05].double()).numpy()  # both clipped: t = t_min
+    assert stats.kstest(smaller, lambda x: 1 - (1 - stats.norm(-1.2, 1.0).cdf(x)) ** 2).statistic < 0.02
+
+
 @given(
     batch=st.integers(1, 65),
     share=st.floats(0, 1),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from neuromf.config import Augmentation, ConfigError, validate
-from neuromf.training.augment import augment, distinct_versions, mix
+from neuromf.training.augment import augment, distinct_versions, effective_factor, mix, row_transforms
 
 OFF = {"flip_left_right": 0.0}
 OPERATIONS = (
@@ -19,8 +19,8 @@ OPERATIONS = (
     "flip_anterior_posterior",
     "flip_inferior_superior",
     "rotate_axial",
-    "scale",
     "noise",
+    "scale",
     "mixup",
 )
 
@@ -66,6 +66,27 @@ def test_noise_has_its_share_of_sigma() -> None:
     assert added.std((2, 3, 4)).flatten().tolist() == pytest.approx([0.2] * 8, rel=0.05)
     assert float(added.mean()) == pytest.approx(0, abs=0.005)
     assert abs(float(torch.corrcoef(added.reshape(8, -1))[0, 1:].abs().max())) < 0.05  # rows and channels are their own
+
+
+def test_noise_is_a_share_of_each_channels_own_sigma() -> None:
+    """Latents normalised as a warm start's were have another σ than 1: the noise was 5 % of 1 for all of them."""
+    z0 = latents(8, side=24)
+    added = augment(z0, only(noise=1.0, noise_share=0.1), 0, std=(0.5, 3.0)) - z0
+    assert added.std((0, 2, 3, 4)).tolist() == pytest.approx([0.05, 0.3], rel=0.05)
+
+
+def test_the_order_is_the_methods_flips_rotation_noise_scaling() -> None:
+    names = [type(transform).__name__ for transform in row_transforms(Augmentation(), [1.0])]
+    assert names == ["RandFlip"] * 3 + ["RandRotate90", "RandChannelNoise", "RandScaleIntensity"]
+    assert Augmentation().scale_range == (0.95, 1.05) and Augmentation().noise_share == 0.05
+
+
+def test_one_switch_turns_all_off() -> None:
+    every = dict.fromkeys(OPERATIONS, 1.0)
+    off = Augmentation(enabled=False, **every)
+    assert augment(latents(), off, 0) is not None and torch.equal(augment(latents(), off, 0), latents())
+    assert distinct_versions(off) == effective_factor(off) == 1
+    assert not torch.equal(augment(latents(), Augmentation(**every), 0), latents())
 
 
 def test_mixup_is_a_mixture_with_another_row() -> None:
@@ -158,3 +179,12 @@ def test_number_of_distinct_versions() -> None:
     # two flips of the axial plane are half a turn: 4 × 4 ways to go, 8 versions of the plane
     assert distinct_versions(only(**flips, rotate_axial=0.75)) == pytest.approx(16)
     assert distinct_versions(only(scale=1.0, noise=1.0, mixup=1.0)) == 1
+
+
+def test_the_methods_effective_samples() -> None:
+    """∏ (1 + p_i (k_i − 1)): 4.5 of flips at ½ and 1.75 of rotations at ¼, some 7.9."""
+    flips = {"flip_left_right": 0.5, "flip_anterior_posterior": 0.5, "flip_inferior_superior": 0.5}
+    assert effective_factor(Augmentation()) == 1
+    assert effective_factor(only(**flips)) == pytest.approx(4.5)
+    assert effective_factor(only(**flips, rotate_axial=0.25, noise=0.3, scale=0.2)) == pytest.approx(4.5 * 1.75)
+    assert effective_factor(only(flip_left_right=0.5)) == pytest.approx(1.5)

@@ -14,12 +14,10 @@ from neuromf.training.guard import DivergenceGuard
 SETTINGS = Guard(window=2, warn_at=(2.0, 4.0), stop_at=8.0, max_skipped=3)
 
 
-def module(update: int, raw_fm: float, raw_mf: float, skipped_in_a_row: int = 0) -> Any:
+def module(update: int, raw_fm: float, raw_mf: float, skipped: int = 0) -> Any:
     output = SimpleNamespace(raw_fm=torch.tensor(raw_fm), raw_mf=torch.tensor(raw_mf))
-    config = SimpleNamespace(train=SimpleNamespace(warmup_updates=0))
-    return SimpleNamespace(
-        update=update, output=output, config=config, skipped_in_a_row=skipped_in_a_row, device=torch.device("cpu")
-    )
+    config = SimpleNamespace(train=SimpleNamespace(warmup_updates=1000))
+    return SimpleNamespace(update=update, output=output, config=config, skipped=skipped, device=torch.device("cpu"))
 
 
 def watch(guard: DivergenceGuard, losses: list[tuple[float, float]], first: int = 1) -> Any:
@@ -62,7 +60,32 @@ def test_its_state_goes_through_json_in_the_middle_of_a_window() -> None:
     assert after.state_dict() == undisturbed.state_dict()
 
 
-def test_updates_that_are_skipped_again_and_again_stop() -> None:
+def test_a_divergence_inside_the_warm_up_stops() -> None:
+    """The module's warm-up has 1,000 updates: the first window after a divergence in it was taken for the minimum."""
+    guard = DivergenceGuard(SETTINGS)
+    assert watch(guard, [(1.0, 1.0)] * 2 + [(1.0, 80.0)] * 2).should_stop
+    assert guard.minimum == {"raw_fm": 1.0, "raw_mf": 1.0}
+
+
+@pytest.mark.parametrize("infinite", [math.inf, math.nan])
+def test_a_window_with_an_update_that_is_not_finite_is_judged_by_the_others(infinite: float) -> None:
+    guard = DivergenceGuard(SETTINGS)
+    assert watch(guard, [(1.0, 1.0), (infinite, 1.0), (infinite, 1.0), (20.0, 1.0)]).should_stop
+    assert guard.stopped == "divergence: raw_fm 20 at update 4, 20.0 times its minimum 1"
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_updates_that_are_skipped_again_and_again_stop(every: int) -> None:
+    """Three of the last ten windows' twenty updates, whether or not they follow each other."""
     guard, trainer = DivergenceGuard(SETTINGS), SimpleNamespace(should_stop=False)
-    guard.on_train_batch_end(trainer, module(3, math.nan, math.nan, skipped_in_a_row=3))  # type: ignore[arg-type]
-    assert trainer.should_stop and "3 updates in a row" in str(guard.stopped)
+    for update in range(1, 3 * every + 1):
+        assert not trainer.should_stop
+        guard.on_train_batch_end(trainer, module(update, 1.0, 1.0, skipped=update // every))  # type: ignore[arg-type]
+    assert trainer.should_stop and "3 of the last 20 updates" in str(guard.stopped)
+
+
+def test_rare_skips_stop_no_training() -> None:
+    guard, trainer = DivergenceGuard(SETTINGS), SimpleNamespace(should_stop=False)
+    for update in range(1, 400):
+        guard.on_train_batch_end(trainer, module(update, 1.0, 1.0, skipped=update // 11))  # type: ignore[arg-type]
+    assert not trainer.should_stop and len(guard.skipped) == 10

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from neuromf.training.checkpoint import Progress
 from neuromf.training.module import (
     BatchStream,
     FlowModule,
+    balanced,
     build_objective,
     build_time_sampler,
     generator_for,
@@ -75,6 +77,43 @@ def test_ways_of_running_leave_the_names_of_the_weights(setting: str) -> None:
     assert plain.state_dict().keys() == changed.state_dict().keys()
     ways = [vars(module).get("forward") for module in changed.network.modules()]
     assert any(ways) and not any(vars(module).get("forward") for module in plain.network.modules())
+
+
+def test_the_balanced_weight_gives_both_terms_gradients_of_one_norm() -> None:
+    """With λ = ‖∇FM‖ / ‖∇MF‖, found from two passes, the terms' gradients taken apart are of one length."""
+    flow = FlowModule(validate({"network": NETWORK, "flow": {"adaptive": False}}), seed=0)
+    random = torch.Generator().manual_seed(0)
+    for parameter in flow.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=random)
+    z0, noise = torch.randn(2, 6, 4, 8, 8, 8, generator=random)
+    r, t = build_time_sampler(flow.config.flow.times).sample(6, random)
+    weight = (
+        balanced(1.0, flow.objective, flow.network, z0, noise, r, t, None) ** 2
+    )  # half of its logarithm is forgotten
+    parameters = list(flow.network.parameters())
+
+    def norm(loss: torch.Tensor) -> float:
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return float(torch.cat([g.flatten() for g in gradients if g is not None]).norm())
+
+    fm = replace(flow.objective, mf_weight=0.0)(flow.network, z0, noise, r, t).loss
+    whole = [replace(flow.objective, mf_weight=w)(flow.network, z0, noise, r, t).loss for w in (1.0, 1.0 + weight)]
+    less, more = (torch.autograd.grad(loss, parameters, allow_unused=True) for loss in whole)
+    mf = [a - b for a, b in zip(more, less, strict=True) if a is not None and b is not None]
+    assert norm(fm) == pytest.approx(float(torch.cat([part.flatten() for part in mf]).norm()), rel=1e-3)
+
+
+def test_a_balance_that_cannot_be_measured_stays() -> None:
+    flow = FlowModule(config(), seed=0)
+    z0 = torch.full((2, 4, 8, 8, 8), torch.nan)
+    r, t = torch.tensor([0.2, 0.5]), torch.tensor([0.5, 0.5])
+    assert balanced(0.7, flow.objective, flow.network, z0, z0, r, t, None) == 0.7
+
+
+def test_what_cannot_be_balanced_is_refused() -> None:
+    for changes in ({"fm_rows": "r_equals_t"}, {"v_head": True}, {"variant": "meanflow"}):
+        with pytest.raises(ConfigError, match="mf_schedule: balanced measures"):
+            validate({"flow": {"mf_schedule": "balanced"} | changes})
 
 
 def test_weights_depend_on_the_seed_only() -> None:

@@ -26,7 +26,7 @@ from neuromf.flow import network
 from neuromf.flow.compiled import whole_graph
 from neuromf.generation.generate import sample_latents
 from neuromf.tensors import tensors_sha256
-from neuromf.training import logbook, validation
+from neuromf.training import logbook, module, validation
 from neuromf.training.checkpoint import CheckpointError, load_model
 from neuromf.training.interruption import Interrupted, NoProgressError, idle_attempts
 from neuromf.training.module import BatchStream, FlowModule, generator_for
@@ -143,17 +143,17 @@ def test_a_run_leaves_a_model_and_its_history(undisturbed: Path) -> None:
     model = load_model(undisturbed / "model")
     assert model.training["updates"] == 8 and model.latent_shape == (4, 8, 8, 8)
     assert model.training["seed"] == 0 and model.training["latents"] == {"train": 5, "val": 2}
-    assert model.training["exported"]["update"] == 8 and model.training["stopped"] is None
+    assert model.training["stopped"] is None
     assert model.training["validation"]["raw_fm"] > 0 and model.codec["sha256"] == "2"
     metrics, validation = (rows(undisturbed / "model" / name) for name in ("metrics.csv", "val.csv"))
     assert [row["step"] for row in metrics] == ["2", "4", "6", "8"]
     names = ["0.05", "0.1", "0.2", "online"]
     assert [(row["step"], row["average"]) for row in validation] == [(step, name) for step in "48" for name in names]
-    last = {row["average"]: float(row["raw_fm"]) + float(row["raw_mf"]) for row in validation[4:7]}
-    assert model.training["exported"]["average"] == min(last, key=lambda name: last[name])
     averages = {path.stem: load_file(path) for path in (undisturbed / "model" / "averages").iterdir()}
     assert sorted(averages) == names
-    assert same(weights(undisturbed), averages[model.training["exported"]["average"]])
+    best = model.training["best"]["raw_loss"]
+    assert model.training["exported"] == {"average": best["average"], "update": best["update"]}
+    assert same(weights(undisturbed), load_file(undisturbed / "model" / "best" / "raw_loss.safetensors"))
     assert not same(averages["0.05"], averages["0.2"])
     training = model.training
     values = {
@@ -218,7 +218,9 @@ def test_a_logged_row_is_what_its_updates_were(tmp_path: Path) -> None:
         "clipped_share": (torch.tensor(norms) > 1).float().mean(),
         "update_norm": (weight - before).norm() / before.norm(),
         "ema_distance_1": (average - weight).norm() / weight.norm(),
-        "effective_samples": torch.tensor(10.0),
+        "effective_samples": torch.tensor(7.5),  # five latents flipped with probability ½: 5 (1 + ½)
+        "distinct_samples": torch.tensor(10.0),
+        "mf_weight": torch.tensor(1.0),
         "skipped": torch.tensor(0.0),
     }
     for name, value in expected.items():
@@ -501,7 +503,7 @@ def test_a_run_that_can_make_no_update_stops_with_a_diagnosis(tmp_path: Path) ->
 def test_the_guard_stops_a_climbing_raw_loss_and_exports_the_best(tmp_path: Path) -> None:
     """A rate far too high: q = 1 holds the weighted loss near 2 while the raw loss explodes."""
     changes = {"updates": 60, "learning_rate": 0.5, "warmup_updates": 0, "validate_every": 1, "gradient_clip": 1e9}
-    settings = config(train=changes | {"schedule": "constant", "guard": {"window": 2}})
+    settings = config(flow={"norm_p": 1.0}, train=changes | {"schedule": "constant", "guard": {"window": 2}})
     figures = train(tmp_path, settings)
     assert figures["updates"] < 60 and figures["stopped"].startswith("divergence: raw_")
     validation = [row for row in rows(tmp_path / "model" / "val.csv") if row["average"] != "online"]
@@ -600,6 +602,54 @@ def test_patience_stops_early(tmp_path: Path) -> None:
     assert figures["exported"]["update"] == figures["updates"] - 3
 
 
+@pytest.mark.parametrize("criterion", ["raw_loss", "sample_distance"])
+def test_a_run_that_overfits_is_exported_at_its_best(tmp_path: Path, criterion: str) -> None:
+    """One training latent, learnt by heart: the loss of other latents soon rises. The last validation was exported."""
+    changes = {
+        "updates": 60,
+        "learning_rate": 1e-2,
+        "validate_every": 3,
+        "schedule": "constant",
+        "checkpoint_every": 60,
+    }
+    figures = train(tmp_path, config(train=SETTINGS["train"] | changes | {"export": criterion}), train=Latents(1, 0))
+    table = rows(tmp_path / "model" / "val.csv")
+    assert figures["updates"] == 60 and figures["stopped"] is None
+    value = {row["step"]: float(row["raw_fm"]) + float(row["raw_mf"]) for row in table if row["average"] == "0.05"}
+    assert value["60"] > 1.05 * min(value.values()), "it does overfit"
+    best = figures["best"][criterion]
+    assert figures["exported"] == {"average": best["average"], "update": best["update"]}
+    assert best["update"] < 60 and same(
+        weights(tmp_path), load_file(tmp_path / "model" / "best" / f"{criterion}.safetensors")
+    )
+
+
+def test_epochs_are_passes_over_the_train_split(tmp_path: Path) -> None:
+    """Five latents, two an update: four epochs are ten updates, and each two of them a validation and a checkpoint."""
+    epochs = {"unit": "epochs", "updates": 4, "warmup_updates": 1, "validate_every": 2, "checkpoint_every": 2}
+    settings = config(train=SETTINGS["train"] | epochs | {"keep_checkpoints": 5, "samples_every": None})
+    assert train(tmp_path, settings)["updates"] == 10
+    assert sorted({row["step"] for row in rows(tmp_path / "model" / "val.csv")}) == ["10", "5"]
+    assert [p.stem for p in sorted((tmp_path / "checkpoints").glob("update-*"))] == [
+        "update-00000005",
+        "update-00000010",
+    ]
+
+
+def test_a_balanced_weight_is_logged_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BALANCED_EVERY", 2)
+    settings = config(flow={"mf_schedule": "balanced"})
+    train(tmp_path / "undisturbed", settings)
+    with monkeypatch.context() as context:
+        stop_after(context, 5)
+        with pytest.raises(Stop):
+            train(tmp_path / "interrupted", settings)
+    train(tmp_path / "interrupted", settings)
+    assert same(weights(tmp_path / "undisturbed"), weights(tmp_path / "interrupted"))
+    logged = [float(row["mf_weight"]) for row in rows(tmp_path / "undisturbed" / "model" / "metrics.csv")]
+    assert len(set(logged)) == 4 and all(0.01 < weight < 100 for weight in logged)
+
+
 def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     train(tmp_path, config(train={"checkpoint_every": 2, "keep_checkpoints": 3}))
     assert sorted(p.name[7:15] for p in (tmp_path / "checkpoints").glob("update-*")) == [
@@ -640,6 +690,19 @@ def test_the_model_is_the_moving_average(tmp_path: Path) -> None:
     for name, average in weights(tmp_path).items():
         expected = start[name] * 2 / 11 + progress[f"network.{name}"] * 9 / 11
         assert torch.allclose(average, expected, atol=1e-6), name
+
+
+def test_noise_is_a_share_of_the_spread_that_a_warm_start_leaves(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normalised with the warm start's numbers, latents four times as wide have σ_c = 4 and get four times the noise."""
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "augment", lambda z0, settings, seed, std: seen.append(std) or z0)
+    changes = {"warm_start": str(undisturbed / "model"), "normalise": "warm_start", "updates": 1}
+    wider = {"mean": STATISTICS["mean"], "std": [4 * sigma for sigma in STATISTICS["std"]]}
+    train(tmp_path / "theirs", config(train=SETTINGS["train"] | changes), statistics=wider)
+    train(tmp_path / "own", config(train=SETTINGS["train"] | changes | {"normalise": "channel"}), statistics=wider)
+    assert seen == [pytest.approx([4.0] * 4), None]
 
 
 def weights_at_start(settings: Config) -> dict[str, torch.Tensor]:

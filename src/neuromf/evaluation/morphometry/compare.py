@@ -6,13 +6,13 @@ groups; asymmetry, Pearson's r and Dice belong to single scans or pairs of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from neuromf.config import Evaluate
-from neuromf.evaluation.inference import Bootstrap, Estimate, percentile_interval, resample_counts
+from neuromf.evaluation.inference import Bootstrap, Estimate, percentile_interval, pooled, resample_counts
 
 Array = NDArray[np.float64]
 _SMOOTHING = 0.5  # scans added to each bin of a histogram (Jeffreys' prior), so that no bin is empty
@@ -26,6 +26,12 @@ def compare_volumes(synthetic: ArrayLike, real: ArrayLike, settings: Evaluate) -
     of either have no value, and two constant sets no Cohen's d.
     """
     return {name: found.estimate(settings) for name, found in bootstrap_volumes(synthetic, real, settings).items()}
+
+
+def compare_volume_draws(pairs: Sequence[tuple[ArrayLike, ArrayLike]], settings: Evaluate) -> dict[str, Estimate]:
+    """Return what `compare_volumes` does as means over several pairs of groups, such as the draws of a floor."""
+    found = [bootstrap_volumes(x, y, settings) for x, y in pairs]
+    return {name: pooled([one[name] for one in found]).estimate(settings) for name in _COMPARISONS}
 
 
 def bootstrap_volumes(synthetic: ArrayLike, real: ArrayLike, settings: Evaluate) -> dict[str, Bootstrap]:
@@ -93,10 +99,11 @@ def _histogram(bins: NDArray[np.intp], counts: Array, size: int) -> Array:
     return filled / filled.sum(axis=1, keepdims=True)
 
 
-def effect_size(synthetic: ArrayLike, real: ArrayLike, settings: Evaluate) -> Estimate:
-    """Return Cohen's d, synthetic minus real, of any figure that each scan has; scans without one (NaN) are left out."""
-    x, y = (values[np.isfinite(values)] for values in (np.asarray(synthetic, float), np.asarray(real, float)))
-    return compare_volumes(x, y, settings)["cohens_d"]
+def effect_size(pairs: Sequence[tuple[ArrayLike, ArrayLike]], settings: Evaluate) -> Estimate:
+    """Return Cohen's d, synthetic minus real, of any figure that each scan has, as the mean over pairs of groups; scans
+    without one (NaN) are left out."""
+    finite = [tuple(a[np.isfinite(a)] for a in (np.asarray(x, float), np.asarray(y, float))) for x, y in pairs]
+    return compare_volume_draws([(x, y) for x, y in finite], settings)["cohens_d"]
 
 
 def asymmetry(sides: ArrayLike) -> Array:

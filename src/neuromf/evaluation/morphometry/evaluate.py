@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from neuromf import __version__
 from neuromf.config import Evaluate
+from neuromf.evaluation.memorisation import Nearest
 from neuromf.evaluation.morphometry.backends import find_segmenter
 from neuromf.evaluation.morphometry.regions import (
     RegionSet,
     add_nearest_regions,
     add_region_comparison,
+    add_region_floor,
     add_regions,
     describe_regions,
 )
@@ -36,17 +37,19 @@ def evaluate_real_regions(
     settings: Evaluate,
     *,
     release: str,
+    n: int,
     cache: Path,
     part: Path,
     weights_dir: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Segment a release's real scans and write their regional figures; as floors, train against held-out scans, and each
+    """Segment a release's real scans and write their regional figures; as floors, some of them against the others, and each
     held-out scan against its nearest training scan.
 
     Args:
         real: split → scan id → preprocessed volume.
         nearest: JSON part of `evaluate_reference`, whose scans name each held-out scan's nearest training scan by features.
+        n: volumes of each run, which a floor has too.
         cache: folder of segmentations.
         part: JSON to write, rows of the run ``real``.
         weights_dir, device: where the networks' weights lie and run.
@@ -59,15 +62,17 @@ def evaluate_real_regions(
     segmenters = _segmenters(settings, weights_dir, device)
     chosen, floor = drawn_scans(real, settings), Part(release, "real")
     trained = np.array([scan_id in real["train"] for scan_id in chosen])
-    pool, rows = _with_neighbours(chosen, nearest, [one for one in chosen if one not in real["train"]], real["train"])
+    pool, neighbours = _with_neighbours(
+        chosen, nearest, [one for one in chosen if one not in real["train"]], real["train"]
+    )
     real_scans = file_scans(pool)
     for segmenter in segmenters:
         every = describe_regions(real_scans, segmenter, cache, label="real scans")
         scans = every.of_scans(np.arange(len(chosen)))
         held_out = scans.of_scans(~trained)
         add_regions(floor, scans, settings)
-        add_region_comparison(floor, scans.of_scans(trained), held_out, settings)
-        add_nearest_regions(floor, held_out, every, rows, settings)
+        add_region_floor(floor, scans, settings, n)
+        add_nearest_regions(floor, held_out, every, *neighbours, settings)
     provenance = _provenance("evaluate_real_regions", segmenters, settings, {"real": real_scans})
     write_parts(part, [floor], provenance)
 
@@ -101,34 +106,35 @@ def evaluate_sample_regions(
     files = dict(list(sample_files(samples).items())[: settings.segmented])
     segmenters = _segmenters(settings, weights_dir, device)
     chosen, figures = drawn_scans(real, settings), Part(release, run, seed, nfe)
-    pool, rows = _with_neighbours(chosen, nearest, list(files), real["train"])
+    pool, neighbours = _with_neighbours(chosen, nearest, list(files), real["train"])
     sample_scans, real_scans = file_scans(files), file_scans(pool)
     for segmenter in segmenters:
         generated = describe_regions(sample_scans, segmenter, cache, label=f"{run} seed {seed} nfe {nfe}")
         every = describe_regions(real_scans, segmenter, cache, label="real scans")
         add_regions(figures, generated, settings)
         add_region_comparison(figures, generated, every.of_scans(np.arange(len(chosen))), settings)
-        add_nearest_regions(figures, generated, every, rows, settings)
+        add_nearest_regions(figures, generated, every, *neighbours, settings)
     inputs = {"samples": sample_scans, "real": real_scans}
     provenance = _provenance("evaluate_sample_regions", segmenters, settings, inputs)
     write_parts(part, [figures], provenance)
 
 
-def add_folder_regions(part: Part, scans: RegionSet, real: RegionSet, nearest: ArrayLike, settings: Evaluate) -> None:
-    """Add the regional figures of one of two folders; for the real one itself, the floor, a random half of it is compared
-    with the other.
+def add_folder_regions(
+    part: Part, scans: RegionSet, real: RegionSet, nearest: Nearest | None, settings: Evaluate, n: int
+) -> None:
+    """Add the regional figures of one of two folders; for the real one itself, the floor, ``n`` of its scans are compared
+    with the others.
 
     Args:
-        nearest: (N,) for each scan the row of the nearest (other) real one; empty where there is none.
+        nearest: each scan's nearest (other) real one; None where there is none.
     """
     add_regions(part, scans, settings)
     if scans is real:
-        halves = np.array_split(np.random.default_rng([settings.seed, 4]).permutation(len(real.ids)), 2)
-        add_region_comparison(part, real.of_scans(halves[0]), real.of_scans(halves[1]), settings)
+        add_region_floor(part, real, settings, n)
     else:
         add_region_comparison(part, scans, real, settings)
-    if len(np.asarray(nearest)):
-        add_nearest_regions(part, scans, real, nearest, settings)
+    if nearest is not None:
+        add_nearest_regions(part, scans, real, nearest.index, nearest.mirrored, settings)
 
 
 def drawn_scans(real: Mapping[str, Mapping[str, Path]], settings: Evaluate) -> dict[str, Path]:
@@ -153,15 +159,17 @@ def _draw(files: Mapping[str, Path], count: int, draw: np.random.Generator) -> d
 
 def _with_neighbours(
     chosen: Mapping[str, Path], nearest: Path, ids: Sequence[str], train: Mapping[str, Path]
-) -> tuple[dict[str, Path], list[int]]:
-    """Return the chosen scans and after them the nearest training scans of others, and each one's place among them."""
+) -> tuple[dict[str, Path], tuple[list[int], list[bool]]]:
+    """Return the chosen scans and after them the nearest training scans of others; and for each of these others its
+    neighbour's place among them and whether the neighbour's mirror image is meant."""
     rows = read_parts(nearest)[0][0]["scans"]
     known = {row["scan"]: row.get("nearest_scan_codec") for row in rows}
+    flipped = {row["scan"]: bool(row.get("nearest_mirrored_codec")) for row in rows}
     if missing := [scan_id for scan_id in ids if known.get(scan_id) not in train]:
         raise EvaluationError(f"{nearest} knows no training scan that is nearest to {missing[0]}; evaluate again")
     pool = dict(chosen) | {known[scan_id]: train[known[scan_id]] for scan_id in ids}
     places = {scan_id: place for place, scan_id in enumerate(pool)}
-    return pool, [places[known[scan_id]] for scan_id in ids]
+    return pool, ([places[known[scan_id]] for scan_id in ids], [flipped[scan_id] for scan_id in ids])
 
 
 def _segmenters(settings: Evaluate, weights_dir: Path | None, device: str | torch.device) -> list[Segmenter]:

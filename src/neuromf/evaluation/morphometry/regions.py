@@ -12,10 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from neuromf.config import Evaluate
-from neuromf.evaluation.inference import mean_estimate, share_estimate
+from neuromf.evaluation.inference import floor_parts, mean_estimate, share_estimate
 from neuromf.evaluation.morphometry.atlas import Atlas
-from neuromf.evaluation.morphometry.compare import asymmetry, compare_volumes, correlation, effect_size, overlaps
-from neuromf.evaluation.morphometry.segmentation import Scan, Segmenter, labels_path, segment_scan
+from neuromf.evaluation.morphometry.compare import (
+    asymmetry,
+    compare_volume_draws,
+    correlation,
+    effect_size,
+    overlaps,
+)
+from neuromf.evaluation.morphometry.segmentation import Scan, Segmenter, labels_path, mirrored, segment_scan
 from neuromf.evaluation.morphometry.synthseg import QUALITY_PASS
 from neuromf.evaluation.rows import Part
 
@@ -70,7 +76,7 @@ def describe_regions(scans: Sequence[Scan], segmenter: Segmenter, cache: Path, *
     """
     if not scans:
         raise ValueError(f"{label}: no volumes to segment")
-    atlas, folder = segmenter.atlas, cache / f"{segmenter.name}-{segmenter.key[:16]}"
+    atlas = segmenter.atlas
     volumes, sides, quality, labels = [], [], [], []
     scores: tuple[str, ...] = ()
     for scan in tqdm(scans, desc=f"{label}: {segmenter.name}", unit="volume"):
@@ -79,7 +85,7 @@ def describe_regions(scans: Sequence[Scan], segmenter: Segmenter, cache: Path, *
         volumes.append([found.volumes[region] for region in atlas.regions])
         sides.append([found.sides[region] for region in atlas.paired])
         quality.append(list(found.quality.values()))
-        labels.append(labels_path(folder / scan.sha256))
+        labels.append(labels_path(segmenter.stem(cache, scan.sha256)))
     return RegionSet(
         tuple(scan.id for scan in scans),
         segmenter.name,
@@ -121,24 +127,35 @@ def add_region_comparison(part: Part, generated: RegionSet, real: RegionSet, set
         ValueError: the two were segmented by different segmenters.
     """
     _same_segmenter(generated, real)
-    name = generated.segmenter
-    for region in generated.atlas.regions:
-        x, y = generated.volume(region), real.volume(region)
-        for metric, estimate in compare_volumes(x, y, settings).items():
+    _compare(part, [(generated, real)], settings)
+
+
+def add_region_floor(part: Part, real: RegionSet, settings: Evaluate, n: int) -> None:
+    """Add the same of ``n`` real scans, half of them at most, beside the others: means over several draws."""
+    _compare(part, [(real.of_scans(a), real.of_scans(b)) for a, b in floor_parts(len(real.ids), n, settings)], settings)
+
+
+def _compare(part: Part, pairs: Sequence[tuple[RegionSet, RegionSet]], settings: Evaluate) -> None:
+    first, _ = pairs[0]
+    name = first.segmenter
+    for region in first.atlas.regions:
+        volumes = [(x.volume(region), y.volume(region)) for x, y in pairs]
+        for metric, estimate in compare_volume_draws(volumes, settings).items():
             part.add(metric, region, estimate, name)
-        inside = (x >= y.min()) & (x <= y.max()) if len(y) else []
-        part.add("volume_in_real_range", region, share_estimate(inside, settings), name)
-    ratios = _ratios(real)
-    for (upper, lower), ratio in _ratios(generated).items():
-        d = effect_size(ratio, ratios[upper, lower], settings)
+        inside = [(x >= y.min()) & (x <= y.max()) for x, y in volumes if len(y)]
+        share = share_estimate(np.concatenate(inside) if inside else [], settings)
+        part.add("volume_in_real_range", region, replace(share, n=len(first.ids) if inside else 0), name)
+    ratios = [(_ratios(x), _ratios(y)) for x, y in pairs]
+    for upper, lower in ratios[0][0]:
+        d = effect_size([(x[upper, lower], y[upper, lower]) for x, y in ratios], settings)
         part.add("volume_ratio_cohens_d", f"{upper}/{lower}", d, name)
-    for index, region in enumerate(generated.atlas.paired):
-        x, y = asymmetry(generated.sides[:, index]), asymmetry(real.sides[:, index])
-        part.add("asymmetry_cohens_d", region, effect_size(x, y, settings), name)
+    for index, region in enumerate(first.atlas.paired):
+        gaps = [(asymmetry(x.sides[:, index]), asymmetry(y.sides[:, index])) for x, y in pairs]
+        part.add("asymmetry_cohens_d", region, effect_size(gaps, settings), name)
 
 
 def add_nearest_regions(
-    part: Part, generated: RegionSet, real: RegionSet, nearest: ArrayLike, settings: Evaluate
+    part: Part, generated: RegionSet, real: RegionSet, nearest: ArrayLike, flipped: ArrayLike, settings: Evaluate
 ) -> None:
     """Add how alike generated scans and their nearest real scans are: Pearson's r of volumes, and Dice, per region.
 
@@ -147,6 +164,7 @@ def add_nearest_regions(
 
     Args:
         nearest: (N,) rows of ``real``, in feature space (`memorisation.Nearest.index` for the training scans).
+        flipped: (N,) whether it is a neighbour's mirror image that is nearest; its labels are flipped before they overlap.
 
     Raises:
         ValueError: different segmenters, one index per generated scan missing, or label volumes on different grids.
@@ -169,18 +187,19 @@ def add_nearest_regions(
         pairs = [(a, b) for a, b in zip(x, y, strict=True) if min(np.ptp(a), np.ptp(b)) > 1e-9]  # a constant has no r
         profile = [np.corrcoef(a, b)[0, 1] for a, b in pairs]
         part.add("nearest_volume_correlation", "all", mean_estimate(profile, settings), name)
-    shared = np.array([_overlaps(generated, i, real, j) for i, j in enumerate(rows)])
+    pairs_of_labels = zip(generated.labels, rows, np.asarray(flipped, dtype=bool), strict=True)
+    shared = np.array([_overlaps(a, real.labels[j], generated.atlas, flip=flip) for a, j, flip in pairs_of_labels])
     for index, region in enumerate(_labelled(generated.atlas)):
         values = shared[:, index]
         part.add("nearest_dice", region, mean_estimate(values[np.isfinite(values)], settings), name)
 
 
-def _overlaps(generated: RegionSet, i: int, real: RegionSet, j: int) -> list[float]:
-    """Return Dice of each labelled region of a generated and a real scan."""
-    a, b = (np.asarray(nib.Nifti1Image.from_filename(path).dataobj) for path in (generated.labels[i], real.labels[j]))
+def _overlaps(ours: Path, neighbours: Path, atlas: Atlas, *, flip: bool) -> list[float]:
+    """Return Dice of each labelled region in two files of labels; of the neighbour's mirror image where ``flip``."""
+    a, b = nib.Nifti1Image.from_filename(ours), nib.Nifti1Image.from_filename(neighbours)
     if a.shape != b.shape:
-        raise ValueError(f"labels of {generated.ids[i]} {a.shape} and {real.ids[j]} {b.shape} lie on different grids")
-    return list(overlaps(a, b, _labelled(generated.atlas)).values())
+        raise ValueError(f"labels of {ours} {a.shape} and {neighbours} {b.shape} lie on different grids")
+    return list(overlaps(*(np.asarray(x.dataobj) for x in (a, mirrored(b) if flip else b)), _labelled(atlas)).values())
 
 
 def _labelled(atlas: Atlas) -> dict[str, tuple[int, ...]]:

@@ -12,8 +12,10 @@ import numpy as np
 
 from neuromf.evaluation.morphometry.atlas import Atlas
 from neuromf.evaluation.morphometry.hemispheres import left_half
-from neuromf.tables import file_sha256, read_json, write_json
-from neuromf.volume import read_labels, read_volume, write_volume
+from neuromf.tables import content_hash, file_sha256, read_json, write_json
+from neuromf.volume import read_labels, read_volume, to_ras, voxel_sizes, write_volume
+
+READ = "upright"  # how segmenters see a volume; part of what a cached result depends on
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,37 @@ class Segmenter:
     atlas: Atlas
     compute: Callable[[nib.Nifti1Image], Segmentation]
 
+    def stem(self, cache: Path, sha256: str) -> Path:
+        """Return where the results of a volume are cached, without the suffix."""
+        key = content_hash({"segmenter": self.key, "read": READ})
+        return cache / f"{self.name}-{key[:16]}" / sha256
+
+
+def upright(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return a volume with its axes along R, A and S and its centre at 0 mm.
+
+    Preprocessing keeps the slabs of an oblique scan and a generator imitates them, but generated volumes have no rotation
+    in their affine: were it kept, real labels would be turned to the world's axes and generated ones not.
+    """
+    image = to_ras(image)
+    affine = np.diag([*voxel_sizes(image.affine), 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(image.shape) - 1) / 2
+    return nib.Nifti1Image(image.dataobj, affine)
+
+
+def mirrored(labels: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return label volumes (X, Y, Z) of an `upright` volume as those of its mirror image: left and right swapped about 0 mm.
+
+    Voxels go to the nearest; what comes from outside the grid is background.
+    """
+    axis = next(axis for axis, name in enumerate(nib.aff2axcodes(labels.affine)) if name in "LR")
+    values, step, first = np.asarray(labels.dataobj), labels.affine[0, axis], labels.affine[0, 3]
+    source = np.rint(-2 * first / step - np.arange(values.shape[axis])).astype(int)
+    inside = (source >= 0) & (source < values.shape[axis])
+    flipped = np.take(values, source.clip(0, values.shape[axis] - 1), axis)
+    flipped[(slice(None),) * axis + (~inside,)] = 0
+    return nib.Nifti1Image(flipped, labels.affine)
+
 
 def measure_labels(labels: nib.Nifti1Image, atlas: Atlas) -> Segmentation:
     """Return the segmentation of a label image (X, Y, Z): voxels counted per region, and on each side of the brain.
@@ -78,17 +111,17 @@ def file_scans(files: Mapping[str, Path]) -> list[Scan]:
 def segment_scan(scan: Scan, segmenter: Segmenter, cache: Path) -> Segmentation:
     """Return the segmentation of a volume, from the cache when it is there.
 
-    It lies in ``cache/<segmenter>-<key>/<sha256>`` as ``.nii.gz`` (labels) and ``.json`` (figures, written last), so an
-    interrupted series goes on where it stopped. Damaged entries are computed again.
+    The segmenter sees it `upright`. It lies in ``cache/<segmenter>-<key>/<sha256>`` as ``.nii.gz`` (labels) and ``.json``
+    (figures, written last), so an interrupted series goes on where it stopped. Damaged entries are computed again.
 
     Raises:
         VolumeError: the volume cannot be read or segmented.
     """
-    stem = cache / f"{segmenter.name}-{segmenter.key[:16]}" / scan.sha256
+    stem = segmenter.stem(cache, scan.sha256)
     found = _read(stem)
     if found is not None:
         return found
-    result = segmenter.compute(scan.read())
+    result = segmenter.compute(upright(scan.read()))
     kind = np.uint8 if np.asarray(result.labels.dataobj).max() < 256 else np.int16
     write_volume(labels_path(stem), np.asarray(result.labels.dataobj).astype(kind), result.labels.affine, kind)
     write_json(

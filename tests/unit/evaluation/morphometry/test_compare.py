@@ -70,7 +70,7 @@ def test_correlation_equals_scipys_and_its_interval_covers_it() -> None:
 
 def test_effect_leaves_out_scans_without_the_figure() -> None:
     x, y = [1.0, 2.0, 3.0, np.nan], [2.0, 3.0, 4.0]
-    found = effect_size(x, y, FEW)
+    found = effect_size([(x, y)], FEW)
     assert found.value == pytest.approx(-1) and found.n == 3
 
 

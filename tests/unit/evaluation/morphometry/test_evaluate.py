@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from neuromf.config import Evaluate
@@ -12,6 +13,7 @@ from neuromf.evaluation.morphometry.evaluate import drawn_scans, evaluate_real_r
 from neuromf.evaluation.rows import Part, write_parts
 from neuromf.evaluation.scans import EvaluationError
 from neuromf.meshnet import WeightsError
+from neuromf.volume import read_volume, write_volume
 
 SETTINGS = Evaluate(bootstrap=100, segmenters=("tissues",), segmented=6)
 
@@ -56,12 +58,12 @@ def test_real_scans_are_drawn_once_and_split_for_the_floors(real, tmp_path):
     rows = [{"scan": scan_id, "nearest_scan_codec": neighbour} for scan_id in real["test"]]
     nearest, out = tmp_path / "part.json", tmp_path / "out.json"
     write_parts(nearest, [Part("release", "run", scans=rows)], {})
-    evaluate_real_regions(real, nearest, SETTINGS, release="demo", cache=tmp_path / "cache", part=out)
+    evaluate_real_regions(real, nearest, SETTINGS, release="demo", n=2, cache=tmp_path / "cache", part=out)
     part, figures = read(out)
     assert (part["run"], part["seed"], part["nfe"]) == ("real", None, None)
     assert figures["volume_ml", "brain"]["n"] == 6 and figures["volume_ml", "brain"]["extractor"] == "tissues"
-    trained = sum(scan_id in real["train"] for scan_id in chosen)
-    assert figures["cohens_d", "brain"]["n"] == trained == 3
+    for metric in ("cohens_d", "kl_divergence", "wasserstein_ml", "kolmogorov_smirnov", "volume_in_real_range"):
+        assert figures[metric, "brain"]["n"] == 2, "the floor has as many scans as a run"
     assert figures["nearest_dice", "brain"]["n"] == 3 and 0.5 < figures["nearest_dice", "brain"]["value"] < 1
     assert len(list((tmp_path / "cache").rglob("*.nii.gz"))) == 6
 
@@ -76,6 +78,23 @@ def test_samples_are_compared_with_their_own_neighbours(samples, real, tmp_path)
     real_volumes = drawn_scans(real, SETTINGS)
     known = {path.name for path in real_volumes.values()} | {path.name for path in list(real["train"].values())[-3:]}
     assert len(list((tmp_path / "cache").rglob("*.nii.gz"))) == len(known)  # samples are copies: none of their own
+
+
+def test_a_mirrored_neighbours_labels_are_flipped_before_they_overlap(samples, real, tmp_path):
+    """A sample that is a training scan's mirror image has Dice 1 with it, which an unflipped overlap does not give."""
+    folder, nearest = samples
+    sample = folder / "sub-00000_T1w.nii.gz"
+    image, rows = read_volume(sample), json.loads(nearest.read_text())["parts"][0]["scans"]
+    data = np.array(image.dataobj)
+    data[: len(data) // 2] *= 0.8  # no brain is its own mirror image
+    for path in (sample, real["train"][rows[0]["nearest_scan_codec"]]):
+        write_volume(path, data if path != sample else data[::-1], image.affine, np.float32)
+    for flag, exact in ((True, True), (False, False)):
+        write_parts(
+            nearest, [Part("release", "run", scans=[rows[0] | {"nearest_mirrored_codec": flag}, *rows[1:]])], {}
+        )
+        _, figures = of_samples((folder, nearest), real, SETTINGS, tmp_path)
+        assert (figures["nearest_dice", "grey"]["value"] > 0.999) == exact
 
 
 def test_no_more_samples_than_the_setting_allows(samples, real, tmp_path):

@@ -68,15 +68,15 @@ def test_nearest_scans_are_compared_in_pairs(sets, settings) -> None:
     generated, real = sets
     part, twins = Part("demo", "meanflow", 0, 1), [2, 3, 4, 5]
     four = generated.of_scans(range(4))
-    add_nearest_regions(part, four, real, twins, settings)
+    add_nearest_regions(part, four, real, twins, [False] * 4, settings)
     assert rows(part, "nearest_volume_correlation")["grey"]["value"] == pytest.approx(1)
     assert rows(part, "nearest_volume_correlation")["all"]["value"] == pytest.approx(1)
     assert {row["value"] for row in rows(part, "nearest_dice").values()} == {1.0}
     other = Part("demo", "meanflow", 0, 1)
-    add_nearest_regions(other, four, real, [0, 0, 1, 1], settings)
+    add_nearest_regions(other, four, real, [0, 0, 1, 1], [False] * 4, settings)
     assert rows(other, "nearest_dice")["white"]["value"] < 0.99
     with pytest.raises(ValueError, match="one row of the real scans per generated scan"):
-        add_nearest_regions(part, generated, real, twins, settings)
+        add_nearest_regions(part, generated, real, twins, [False] * 4, settings)
 
 
 def test_sets_of_different_segmenters_are_refused(sets, settings) -> None:
@@ -92,5 +92,5 @@ def test_regions_that_all_lie_one_way_have_no_correlation(sets, settings) -> Non
     _, real = sets
     volumes = np.array([[1200.0, 300, 500, 400, 30], [1567, 397, 657, 527, 46]])
     part, two = Part("demo", "meanflow", 0, 1), replace(real.of_scans([0, 1]), volumes=volumes)
-    add_nearest_regions(part, two, two, [1, 0], settings)
+    add_nearest_regions(part, two, two, [1, 0], [False] * 2, settings)
     assert rows(part, "nearest_volume_correlation")["all"]["value"] is None
