@@ -199,7 +199,8 @@ def _overlaps(ours: Path, neighbours: Path, atlas: Atlas, *, flip: bool) -> list
     a, b = nib.Nifti1Image.from_filename(ours), nib.Nifti1Image.from_filename(neighbours)
     if a.shape != b.shape:
         raise ValueError(f"labels of {ours} {a.shape} and {neighbours} {b.shape} lie on different grids")
-    return list(overlaps(*(np.asarray(x.dataobj) for x in (a, mirrored(b) if flip else b)), _labelled(atlas)).values())
+    labels, others = (np.asarray(image.dataobj) for image in (a, mirrored(b) if flip else b))
+    return list(overlaps(labels, others, _labelled(atlas)).values())
 
 
 def _labelled(atlas: Atlas) -> dict[str, tuple[int, ...]]:
