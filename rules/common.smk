@@ -22,7 +22,7 @@ from neuromf.training.interruption import idle_attempts
 
 PROJECT = Path(str(workflow.current_basedir)).parent
 if refusal := environment.path_refusal(PROJECT):
-    raise WorkflowError(refusal)
+    raise configuration.ConfigError(refusal)
 if Path(sys.executable).exists():  # Snakemake writes it into its jobs' command lines as it is (its issue 2645)
     sys.executable = shlex.quote(sys.executable)
 CONFIG = configuration.load(
