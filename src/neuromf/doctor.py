@@ -9,9 +9,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,19 +18,17 @@ import numpy as np
 import psutil
 
 from neuromf import config as configuration
-from neuromf import environment, gpu, meshnet
+from neuromf import environment, gpu
 from neuromf.as_written import as_text, written
-from neuromf.codec.weights import perceptual_files, weights_path
+from neuromf.codec.weights import perceptual_files
 from neuromf.cohort.field_of_view import cut_fractions, extent, stripped_brains, template_brain
 from neuromf.cohort.find import RELEASES, find_release
 from neuromf.cohort.headers import told_of
-from neuromf.config import Codec, Config
-from neuromf.evaluation.extractors.published import WEIGHTS, weights_file
-from neuromf.evaluation.morphometry.synthseg import find_synthseg
+from neuromf.config import Config
 from neuromf.planning.plan import PlanError, make_plan, size
 from neuromf.preprocess.conform import share_outside
-from neuromf.preprocess.synthstrip import find_synthstrip
-from neuromf.tables import SPLITS, Cohort, check_release, file_sha256
+from neuromf.tables import SPLITS, Cohort, check_release
+from neuromf.wanted_weights import wanted_weights
 
 if TYPE_CHECKING:
     import torch
@@ -279,7 +276,7 @@ def check_tables(patient: Patient) -> Iterator[Finding]:
 
 def check_weights(patient: Patient) -> Iterator[Finding]:
     """The published weights that the configuration names are there and are the published ones."""
-    for what, find in _weights(patient):
+    for what, find in wanted_weights(patient.config, patient.weights_dir):
         try:
             path = find()
         except (ValueError, OSError) as error:
@@ -369,41 +366,6 @@ def check_disk(patient: Patient) -> Iterator[Finding]:
         yield Finding("disk", "warning", found, remedy)
     else:
         yield Finding("disk", "ok", found)
-
-
-def _weights(patient: Patient) -> Iterator[tuple[str, Callable[[], Path]]]:
-    """Yield what has published weights, and how they are found and checked."""
-    config, folder = patient.config, patient.weights_dir
-    if config.codec.weights != "trained":
-        yield f"codec {config.codec.name}", partial(_codec_weights, config.codec, folder)
-    backend = config.preprocess.skull_strip.backend
-    if backend == "synthstrip":
-        yield f"skull strip {backend}", partial(find_synthstrip, folder)
-    for extractor in config.evaluate.extractors:
-        if extractor in WEIGHTS and not WEIGHTS[extractor].fetched:
-            yield f"extractor {extractor}", partial(weights_file, extractor, folder)
-    if "synthseg" in config.evaluate.segmenters:
-        yield "segmenter synthseg", find_synthseg
-    for network in (backend, *config.evaluate.segmenters):
-        if network in meshnet.PUBLISHED:
-            yield f"network {network}", partial(meshnet.find_weights, network, folder)
-    for run in config.runs:
-        train = config.for_run(run).train
-        if train.from_nv_generate:
-            yield f"warm start of {run}", partial(_existing, Path(str(train.warm_start)))
-
-
-def _codec_weights(settings: Codec, folder: Path | None) -> Path:
-    path = weights_path(settings, weights_dir=folder)
-    if settings.sha256 and (found := file_sha256(path)) != settings.sha256:
-        raise ValueError(f"{path} has sha256 {found}, codec.sha256 says {settings.sha256}: fetch it again")
-    return path
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: fetch NV-Generate's weights, or change train.warm_start")
-    return path
 
 
 def _writable(folder: Path) -> bool:
