@@ -50,6 +50,20 @@ class Background:
     share: float
 
 
+def check_range(data: Volume) -> None:
+    """Refuse a volume with numbers that are no intensities.
+
+    Raises:
+        VolumeError: voxels beyond 1e30.
+    """
+    largest = float(np.abs(data).max())
+    if largest > LARGEST:
+        count = int((np.abs(data) > LARGEST).sum())
+        raise VolumeError(
+            f"{count} voxels lie beyond ±{LARGEST:g} (up to {largest:g}), no intensities; export the scan again"
+        )
+
+
 def find_background(data: Volume) -> Background:
     """Return the background of a volume (D, H, W): the most common value at its border.
 
@@ -59,12 +73,7 @@ def find_background(data: Volume) -> Background:
     Raises:
         VolumeError: voxels beyond 1e30, or a border without a common value.
     """
-    largest = float(np.abs(data).max())
-    if largest > LARGEST:
-        count = int((np.abs(data) > LARGEST).sum())
-        raise VolumeError(
-            f"{count} voxels lie beyond ±{LARGEST:g} (up to {largest:g}), no intensities; export the scan again"
-        )
+    check_range(data)
     border = _border(data)
     values, counts = np.unique(border, return_counts=True)
     value, share = float(values[counts.argmax()]), float(counts.max() / border.size)
@@ -153,7 +162,9 @@ def kind(data: Volume, spacing: NDArray[np.floating]) -> Kind:
     ratio, volume_ml = figure
     if ratio < _HEAD:
         return "head"
-    noisy = background.tolerance > _WINDOW / 2 * _span(data, background.value)
+    noisy = background.tolerance > 1.01 * _INTERPOLATED * _span(
+        data, background.value
+    )  # more than interpolation leaves
     return (
         "brain"
         if ratio > _BRAIN and volume_ml <= _LARGEST_BRAIN and not noisy and _alone(data, background)

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from neuromf.config import SkullStrip
 from neuromf.device import choose_device
-from neuromf.intensities import find_background, kind, stripped_brain, zero_level
+from neuromf.intensities import check_range, find_background, kind, stripped_brain, zero_level
 from neuromf.meshnet import MeshNet, find_weights, load_meshnet, segment
 from neuromf.orientation import without_shear
 from neuromf.preprocess.derivatives import describe, mask_path, volume_path
@@ -33,7 +33,7 @@ Backend = Callable[[nib.Nifti1Image], tuple[Mask, dict[str, float]]]
 _log = logging.getLogger(__name__)
 _PLAUSIBLE_ML = (600.0, 2500.0)  # adult and child brains; outside: a warning in the row, for the quality control
 _LEAST_CORRELATION = (
-    0.5  # with the template's head: real heads 0.57 and more; noise, blobs, heads upside down below 0.48
+    0.4  # with the template's head: 38 heads 0.45 and more; noise, blobs, heads turned over 0.37 and less
 )
 _BRIGHTEST = 20.0  # times the brain's median: brighter voxels are spikes, which filters would spread; vessels reach 7
 _DARKER = 0.01  # of the brain's voxels: so many below the background are no noise
@@ -127,6 +127,7 @@ def _strip(
 ) -> Figures:
     data, spacing = np.asarray(image.dataobj, np.float32), voxel_sizes(image.affine)
     warnings = [told] if told else []
+    check_range(data)
     seen = kind(data, spacing)
     if backend == "none" and seen == "head":
         raise VolumeError(

@@ -273,7 +273,7 @@ def test_artefacts_brighter_than_the_head_are_taken_away(kind: str) -> None:
     else:
         spoilt[36, 40, 35] = 1e29 if kind == "huge" else 1e8
     cleaned = _without_artefacts(spoilt, np.full(3, 3.0))
-    assert cleaned.max() == 130 and (cleaned != head).mean() < 0.12
+    assert cleaned.max() <= head.max() and (cleaned != head).mean() < 0.12
     assert np.array_equal(_without_artefacts(head, np.full(3, 3.0)), head)
 
 

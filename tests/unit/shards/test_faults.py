@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from neuromf import signatures
 from neuromf.shards.faults import failure
 from neuromf.volume import VolumeError, read_volume
 
@@ -57,7 +58,7 @@ def test_a_reader_that_hides_what_it_met_does_not_mislead(
     def fail(*arguments: object, **named: object) -> None:
         raise OSError(number, "x")
 
-    monkeypatch.setattr(nib, "load", fail)
+    monkeypatch.setattr(signatures, "beginning", fail)
     with pytest.raises(VolumeError, match="truncated or damaged") as caught:
         read_volume(tmp_path / name)
     assert failure(caught.value).transient

@@ -300,7 +300,7 @@ def test_a_killed_shard_resumes(tmp_path: Path, shard: Shard) -> None:
     assert all(row.ok for row in rows.values())
 
 
-# A job of one worker that is killed before or after the n-th call of a function of `neuromf.shards`.
+# A job of one worker that is killed before or after the n-th call of a step of `neuromf.shards`.
 KILLED_JOB = """
 import os, signal, sys
 from functools import partial
@@ -310,8 +310,10 @@ folder, manifest, step, when, number = Path(sys.argv[1]), Path(sys.argv[2]), *sy
 sys.path.insert(0, str(folder / "code"))
 import a_stage
 from neuromf import shards
+from neuromf.shards import journal, runner
 
-function, calls = getattr(shards, step), []
+owner = runner if step == "write_manifest" else journal.Journal
+function, calls = getattr(owner, step), []
 
 def killed(*arguments, **named):
     calls.append(arguments)
@@ -322,7 +324,7 @@ def killed(*arguments, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
-setattr(shards, step, killed)
+setattr(owner, step, killed)
 todo = [shards.Task(f"s{i}", (folder / f"s{i}.in",), (folder / "out" / f"s{i}.txt",)) for i in range(3)]
 work = partial(a_stage.double, log=str(folder / "killed.txt"))
 shards.run_shard(todo, work, manifest, settings={"a": 1}, code="v1", workers=1, label="t")
@@ -330,8 +332,8 @@ shards.run_shard(todo, work, manifest, settings={"a": 1}, code="v1", workers=1, 
 FINISHED = [
     ("write_manifest", "before", 1),
     ("write_manifest", "after", 1),
-    ("write_text", "before", 1),
-    ("write_text", "after", 1),
+    ("write", "before", 1),
+    ("write", "after", 1),
 ]
 
 
@@ -342,7 +344,7 @@ def kill_at(folder: Path, manifest: Path, step: tuple[str, str, int]) -> None:
     assert subprocess.run(arguments, stderr=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("step", [("_append", "before", 2), ("_append", "after", 2), *FINISHED])
+@pytest.mark.parametrize("step", [("append", "before", 2), ("append", "after", 2), *FINISHED])
 def test_killed_at_any_step_a_shard_makes_at_most_the_scan_in_hand_again(
     tmp_path: Path, shard: Shard, step: tuple[str, str, int]
 ) -> None:
@@ -350,7 +352,7 @@ def test_killed_at_any_step_a_shard_makes_at_most_the_scan_in_hand_again(
     todo = tasks(tmp_path, {f"s{i}": str(i) for i in range(3)})
     kill_at(tmp_path, shard.manifest, step)
     written, finished = {path.stem for path in (tmp_path / "out").iterdir()}, set(finished_scans(shard.manifest))
-    assert finished <= written and len(written - finished) == (step == ("_append", "before", 2))
+    assert finished <= written and len(written - finished) == (step == ("append", "before", 2))
     worked, _ = shard(todo)
     assert set(worked) == {"s0", "s1", "s2"} - finished
 
