@@ -35,7 +35,9 @@ demo: install
 	@echo "The report: results/releases/demo/report/index.html"
 
 # Side by side, since neither keeps two cores busy: units on one thread and then Slurm, which mostly waits, and the workflow's
-# other tests. What each said comes when it has ended.
+# other tests. What each said comes when it has ended. Threads that wait for each other must not spin meanwhile: a training on
+# two threads takes five times as long beside another process if they do.
+export OMP_WAIT_POLICY := PASSIVE
 test: install slurm
 	$(MAKE) --jobs=2 --output-sync=target test-units test-workflow
 
