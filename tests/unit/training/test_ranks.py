@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -78,8 +79,9 @@ def apart(one: Path, two: Path) -> float:
 
 def metrics(folder: Path) -> list[list[str]]:
     """All that is logged but learning rate, speed and memory."""
-    lines = (folder / "model" / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    return [line.split(",")[:-5] + line.split(",")[-2:] for line in lines[1:]]
+    machine = ("lr", "samples_per_second", "peak_memory_mb")
+    with (folder / "model" / "metrics.csv").open(encoding="utf-8") as file:
+        return [[value for name, value in row.items() if name not in machine] for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module", autouse=True)
