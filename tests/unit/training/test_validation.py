@@ -51,7 +51,7 @@ def test_the_best_by_loss_and_by_distance(tmp_path: Path, monkeypatch: pytest.Mo
         SimpleNamespace(),  # type: ignore[arg-type]
         lambda criterion, weights: kept.append((criterion, float(weights["w"]))),
     )
-    train = SimpleNamespace(validate_every=1, updates=5, patience=None)
+    train = SimpleNamespace(validate_every=1, updates=5, patience=None, export="raw_loss")
     module: Any = SimpleNamespace(config=SimpleNamespace(train=train))
     for module.update, (raw_fm, raw_mf, distance) in enumerate(rows, start=1):
         averages.weights = {"a": {"w": torch.tensor(float(module.update))}}
@@ -67,6 +67,7 @@ def test_the_best_by_loss_and_by_distance(tmp_path: Path, monkeypatch: pytest.Mo
         ("sample_distance", 4),
     ]
     assert watched.best["raw_loss"].update == watched.best["sample_distance"].update == 4
+    assert watched.chosen("raw_loss") == "a"
 
 
 @given(rows=st.integers(1, 70), batch=st.integers(1, 40), share=st.floats(0, 1))
