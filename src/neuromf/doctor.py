@@ -103,6 +103,7 @@ def examine(workflow: Path, settings: Sequence[str] = ()) -> Iterator[Finding]:
         ("device", check_device),
         ("precision", check_precision),
         ("memory", check_memory),
+        ("memorisation", check_memorisation),
         ("weights", check_weights),
         ("scans", check_scans),
         ("field of view", check_field_of_view),
@@ -242,13 +243,27 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
             f" {size(needed)} {where}: {size(memory.states)} for weights, moments and averages, {size(memory.working)} for"
             " gradients and activations, the rest for libraries"
         )
-        remedy = (
-            "lower train.batch_size, set train.checkpointing: true or train.precision: bf16, or use more train.devices"
-        )
+        remedy = "lower train.batch_size, set train.checkpointing: true or train.precision: bf16, or add train.devices"
         if needed > NEARLY * there:
             yield Finding("memory", "blocker" if needed > there else "warning", found, remedy)
         else:
             yield Finding("memory", "ok", found)
+
+
+def check_memorisation(patient: Patient) -> Iterator[Finding]:
+    """No network is so large for its scans that it would learn them by heart without a word."""
+    from neuromf.training.memorisation_risk import memorisation_risk, parameters_of
+
+    scans = sum(row.split == "train" for row in find_release(patient.config.release)[0])
+    for run in patient.config.runs:
+        settings = patient.config.for_run(run)
+        risk = memorisation_risk(parameters_of(settings), scans)
+        found = f"{run} has {risk.ratio:,.0f} parameters for each of {scans} training scans"
+        if risk.advice and settings.train.loss_mask.kind == "none":
+            remedy = f"add scans, or set train.loss_mask: {{kind: block, kept: {risk.advice.kept:g}}}"
+            yield Finding("memorisation", "warning", f"{found}: the risk of copies is {risk.level}", remedy)
+        else:
+            yield Finding("memorisation", "ok", found)
 
 
 def _device(patient: Patient) -> torch.device:

@@ -122,6 +122,19 @@ def test_memory_of_the_device_against_that_of_a_training(monkeypatch: pytest.Mon
         )
 
 
+def test_a_network_too_large_for_its_scans() -> None:
+    found = only(doctor.check_memorisation(patient()))
+    assert found.status == "warning" and "40,303 parameters for each of 3 training scans" in found.found
+    assert "moderate" in found.found and found.remedy.endswith("{kind: block, kept: 0.5}")
+    wide = 'network={"channels": [64, 128], "attention": [false, false], "head_channels": [0, 0], "residual_blocks": 1}'
+    found = only(doctor.check_memorisation(patient(wide)))
+    assert found.status == "warning" and "severe" in found.found and "{kind: block, kept: 0.25}" in found.remedy
+    assert (
+        only(doctor.check_memorisation(patient(wide, 'train={"loss_mask": {"kind": "block", "block": 2}}'))).status
+        == "ok"
+    )
+
+
 def test_tables(project: Path) -> None:
     found = only(doctor.check_tables(patient()))
     assert (found.status, found.found) == ("ok", "release first: 3 scans (3 train, 0 val, 0 test) of study")
