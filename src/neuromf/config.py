@@ -392,8 +392,8 @@ class Train(Section):
     loss_mask: LossMask = section(LossMask, "The loss on a random part of the volume")
     precision: Literal["auto", "32", "bf16"] = setting(
         "32",
-        "Arithmetic of the forward pass; auto: bf16 where the device is faster in it, else float32. The JVP is always"
-        " float32",
+        "Arithmetic of the forward pass; auto: bf16 where the device is faster in it, else float32. Tangents of"
+        " the JVP are float32, at activations of this arithmetic",
     )
     checkpointing: bool = setting(
         False, "Recompute activations in the backward pass: less memory, a third to a half more time, the same weights"
