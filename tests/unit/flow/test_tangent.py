@@ -142,7 +142,7 @@ def test_under_bf16_autocast_the_tangent_is_float32_and_near_that_of_float32() -
 
 
 def test_bf16_moves_the_point_of_linearisation_of_the_shipped_network_by_a_hundredth() -> None:
-    """The tangent is float32, the activations that it is taken at are bf16's: docs/methods.md says how far that puts du/dt."""
+    """The tangent is float32, the activations it is taken at are bf16's: docs/methods.md says how far that puts du/dt."""
     model = load_model(model_folder("demo", "imf"))
     u = AverageVelocity(model.network, "x")
     random = torch.Generator().manual_seed(0)
