@@ -259,16 +259,23 @@ def test_an_interrupted_run_ends_where_an_undisturbed_one_does(
     assert rows(tmp_path / "model" / "val.csv") == rows(undisturbed / "model" / "val.csv")
 
 
-def test_an_interrupted_run_repeats_augmentation_and_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    augmentation = {"rotate_axial": 0.5, "scale": 0.5, "noise": 0.5, "mixup": 0.5}
-    settings = config(train={"augmentation": augmentation, "loss_mask": {"kind": "block", "block": 2}})
-    train(tmp_path / "undisturbed", settings)
+def undisturbed_and_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Config) -> list[Path]:
+    """Two runs of the same settings, the second of which breaks off after its fifth update and goes on."""
+    folders = [tmp_path / "undisturbed", tmp_path / "interrupted"]
+    train(folders[0], settings)
     with monkeypatch.context() as context:
         stop_after(context, 5)
         with pytest.raises(Stop):
-            train(tmp_path / "interrupted", settings)
-    train(tmp_path / "interrupted", settings)
-    assert same(weights(tmp_path / "undisturbed"), weights(tmp_path / "interrupted"))
+            train(folders[1], settings)
+    train(folders[1], settings)
+    return folders
+
+
+def test_an_interrupted_run_repeats_augmentation_and_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    augmentation = {"rotate_axial": 0.5, "scale": 0.5, "noise": 0.5, "mixup": 0.5}
+    settings = config(train={"augmentation": augmentation, "loss_mask": {"kind": "block", "block": 2}})
+    undisturbed, interrupted = undisturbed_and_interrupted(tmp_path, monkeypatch, settings)
+    assert same(weights(undisturbed), weights(interrupted))
 
 
 def test_sigkill_at_any_moment_is_resumed(undisturbed: Path, tmp_path: Path) -> None:
@@ -639,14 +646,9 @@ def test_epochs_are_passes_over_the_train_split(tmp_path: Path) -> None:
 def test_a_balanced_weight_is_logged_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BALANCED_EVERY", 2)
     settings = config(flow={"mf_schedule": "balanced"})
-    train(tmp_path / "undisturbed", settings)
-    with monkeypatch.context() as context:
-        stop_after(context, 5)
-        with pytest.raises(Stop):
-            train(tmp_path / "interrupted", settings)
-    train(tmp_path / "interrupted", settings)
-    assert same(weights(tmp_path / "undisturbed"), weights(tmp_path / "interrupted"))
-    logged = [float(row["mf_weight"]) for row in rows(tmp_path / "undisturbed" / "model" / "metrics.csv")]
+    undisturbed, interrupted = undisturbed_and_interrupted(tmp_path, monkeypatch, settings)
+    assert same(weights(undisturbed), weights(interrupted))
+    logged = [float(row["mf_weight"]) for row in rows(undisturbed / "model" / "metrics.csv")]
     assert len(set(logged)) == 4 and all(0.01 < weight < 100 for weight in logged)
 
 
