@@ -130,7 +130,8 @@ def test_the_doctor(project):
     assert done.returncode == 0, done.stdout + done.stderr
     checks = {line.split(":")[0].split(maxsplit=1)[1] for line in done.stdout.splitlines() if not line.startswith(" ")}
     assert checks == {
-        "Python", "packages", "configuration", "tables", "folders", "device", "memory", "weights", "field of view", "disk"
+        "Python", "packages", "configuration", "tables", "folders", "device", "precision", "memory", "memorisation",
+        "weights", "scans", "field of view", "disk",
     }  # fmt: skip
     assert "scans conformed so far" in done.stdout
     done = project.neuromf("doctor", *arguments, "preset=methodology")
