@@ -387,7 +387,7 @@ def _survey(folder: Path) -> None:
 
 
 _PRESETS = Path(__file__).parents[1] / "config" / "presets"
-_STEM = f"s-{'k' * 16}/aa"
+_STEM = str(_SEGMENTER.stem(Path(), "aa"))
 _NII = (VolumeError,)
 READERS: dict[str, Reader] = {
     "volume .nii": Reader("x.nii", _write_nii, lambda f: read_volume(f / "x.nii"), _NII, spoilt_bytes),

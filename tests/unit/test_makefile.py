@@ -26,6 +26,11 @@ MAKE = shutil.which("make") or ""
 pytestmark = pytest.mark.skipif(not MAKE, reason="no make here")
 
 
+def alone() -> dict[str, str]:
+    """The environment without what a `make` that runs the tests says to the ones below it."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")}
+
+
 class Machine:
     """A checkout, and a PATH with the Pythons that a test puts there."""
 
@@ -45,11 +50,10 @@ class Machine:
         return file
 
     def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        quiet = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")}
         return subprocess.run(
             [MAKE, "install", *arguments],
             cwd=self.checkout,
-            env=quiet | {"PATH": str(self.bin)},
+            env=alone() | {"PATH": str(self.bin)},
             capture_output=True,
             text=True,
             check=False,
@@ -145,7 +149,7 @@ def test_a_folder_that_shells_take_apart_is_refused_at_once(tmp_path: Path, char
     folder = tmp_path / f"my{character}study"
     folder.mkdir()
     shutil.copyfile(REPOSITORY / "Makefile", folder / "Makefile")
-    done = subprocess.run([MAKE, "install"], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run([MAKE, "install"], cwd=folder, env=alone(), capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert len(done.stderr.splitlines()) == 1 and "does not run from a folder" in done.stderr
     assert str(folder) in environment.path_refusal(folder)
