@@ -22,6 +22,7 @@ with logged(snakemake):
 
     params, resources = snakemake.params, snakemake.resources
     release = Path(params.release)
+    released = tables.read_release(release)
     stores = latent_stores(snakemake)
     settings = params.config | {"train": params.config["train"] | json.loads(resources.limits)}
     train_run(
@@ -33,8 +34,8 @@ with logged(snakemake):
         seed=int(snakemake.wildcards.seed),
         release={
             "name": release.stem,
-            "sha256": tables.release_sha256(tables.read_release(release)),
-            "modality": tables.release_modality(tables.read_release(release)),
+            "sha256": tables.release_sha256(released),
+            "modality": tables.release_modality(released),
         },
         codec={"name": stores["train"].metadata["codec"], "sha256": stores["train"].metadata["weights_sha256"]},
         device=choose_device(resources.device),

@@ -211,10 +211,8 @@ def check_precision(patient: Patient) -> Iterator[Finding]:
 
     device = _device(patient)
     for run in patient.config.runs:
-        asked, taken = (
-            patient.config.for_run(run).train.precision,
-            training_precision(patient.config.for_run(run), device),
-        )
+        settings = patient.config.for_run(run)
+        asked, taken = settings.train.precision, training_precision(settings, device)
         yield Finding("precision", "ok", f"{run} trains in {PRECISIONS[taken]}, as train.precision: {asked} asks")
     trained = patient.config.codec.weights == "trained"
     for setting, cost in costly_settings(patient.config, patient.config.runs, device, codec=trained):

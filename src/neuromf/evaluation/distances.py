@@ -20,7 +20,7 @@ def compare_rows(x: Rows, y: Rows, settings: Evaluate) -> dict[str, Estimate]:
 
     Fewer than two scans of either have no value.
     """
-    return {metric: found.estimate(settings) for metric, found in bootstrap_rows(x, y, settings).items()}
+    return compare_draws([(x, y)], settings)
 
 
 def compare_draws(pairs: Sequence[tuple[Rows, Rows]], settings: Evaluate) -> dict[str, Estimate]:

@@ -25,9 +25,9 @@ from neuromf.evaluation.measure import (
     add_distances,
     add_diversity,
     add_fidelity,
-    add_floors,
     add_sample_figures,
     add_scans,
+    add_volume_floor,
     add_volumes,
 )
 from neuromf.evaluation.rows import (
@@ -126,7 +126,8 @@ def evaluate_reference(
     train = splits["train"]
 
     floor = Part(release, "real")
-    add_floors(floor, scans, extractors, cache, settings, n)
+    add_distances(floor, train, scans, extractors, cache, settings, n)
+    add_volume_floor(floor, scans.every, settings, n)
     add_diversity(floor, [path for split in SPLITS for path in real.get(split, {}).values()], settings)
     add_volumes(floor, scans.every, settings)
     add_spectrum(floor, scans.every.spectra, grid.shape, grid.voxel_mm, settings, {})

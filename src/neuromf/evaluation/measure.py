@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from neuromf.config import Evaluate
 from neuromf.evaluation.copies import Search, add_search, search_others, search_training
-from neuromf.evaluation.distances import compare_draws, compare_rows
+from neuromf.evaluation.distances import compare_draws
 from neuromf.evaluation.extractors.registry import VOLUME, Extractor
 from neuromf.evaluation.features import gather
 from neuromf.evaluation.inference import Estimate, floor_draws, floor_parts, mean_estimate, share_estimate
@@ -71,8 +71,13 @@ def add_distances(
     extractors: Sequence[Extractor],
     cache: Path,
     settings: Evaluate,
+    n: int | None = None,
 ) -> None:
-    """Add what compares the features of volumes with those of the test split, for each extractor and region."""
+    """Add what compares the features of volumes with those of the test split, for each extractor and region.
+
+    Args:
+        n: compare so many of the volumes, as the mean over several draws (`floor_draws`); None: all of them.
+    """
     chosen = volumes.compared(settings.compared)
     for extractor in extractors:
         for region, test in scans.test_rows[extractor.name].items():
@@ -81,29 +86,9 @@ def add_distances(
                 log.warning(
                     "%s: %d volumes and %d test scans; distances need two of each", part.run, len(rows), len(test)
                 )
-            for metric, estimate in compare_rows(rows, test, settings).items():
+            drawn = floor_draws(len(rows), len(rows) if n is None else n, settings)
+            for metric, estimate in compare_draws([(rows.of_scans(one), test) for one in drawn], settings).items():
                 part.add(metric, region, estimate, extractor.name)
-
-
-def add_floors(
-    part: Part,
-    scans: Reference,
-    extractors: Sequence[Extractor],
-    cache: Path,
-    settings: Evaluate,
-    n: int,
-) -> None:
-    """Add what ``n`` real scans show where a run shows its samples: training scans beside the test split by features, and
-    real scans beside the other real ones by tissue volumes; means over several draws (`floor_draws`)."""
-    train = scans.splits["train"]
-    chosen = train.compared(settings.compared)
-    for extractor in extractors:
-        for region, test in scans.test_rows[extractor.name].items():
-            rows = gather(cache, extractor, chosen, region)
-            drawn = [(rows.of_scans(one), test) for one in floor_draws(len(rows), n, settings)]
-            for metric, estimate in compare_draws(drawn, settings).items():
-                part.add(metric, region, estimate, extractor.name)
-    add_volume_floor(part, scans.every, settings, n)
 
 
 def add_volume_floor(part: Part, real: ScanSet, settings: Evaluate, n: int) -> None:

@@ -25,7 +25,7 @@ def compare_volumes(synthetic: ArrayLike, real: ArrayLike, settings: Evaluate) -
     ``synthetic`` (n,) and ``real`` (m,) are volumes of one tissue in ml; both sets' scans are resampled. Fewer than two
     of either have no value, and two constant sets no Cohen's d.
     """
-    return {name: found.estimate(settings) for name, found in bootstrap_volumes(synthetic, real, settings).items()}
+    return compare_volume_draws([(synthetic, real)], settings)
 
 
 def compare_volume_draws(pairs: Sequence[tuple[ArrayLike, ArrayLike]], settings: Evaluate) -> dict[str, Estimate]:
